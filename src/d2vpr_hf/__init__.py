@@ -1,3 +1,71 @@
-"""D²-VPR visual place recognition for the Hugging Face world."""
+"""D²-VPR visual place recognition for the Hugging Face world.
+
+Importing the package teaches transformers' Auto classes its models. Everything else loads when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+from .models.cricavpr.configuration_cricavpr import CricaVprConfig
+from .models.cricavpr.modeling_cricavpr import CricaVprModel
+from .models.d2vpr.configuration_d2vpr import D2VprConfig
+from .models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
+from .models.d2vpr.modeling_d2vpr import D2VprModel
+
+if TYPE_CHECKING:
+    from .data.made_town import make_town
+    from .evaluation.protocol import evaluate_protocol, folder_protocol
+    from .models.convert_original import convert_checkpoint, convert_original_state_dict
+    from .retrieval.embed import Descriptors, embed_images
+    from .retrieval.index import PlaceIndex
+    from .retrieval.locate import locate
 
 __version__ = "0.1.0"
+
+AutoConfig.register("d2vpr", D2VprConfig, exist_ok=True)
+AutoModel.register(D2VprConfig, D2VprModel, exist_ok=True)
+AutoImageProcessor.register(D2VprConfig, image_processor_classes={"pil": D2VprImageProcessor}, exist_ok=True)
+AutoConfig.register("cricavpr", CricaVprConfig, exist_ok=True)
+AutoModel.register(CricaVprConfig, CricaVprModel, exist_ok=True)
+AutoImageProcessor.register(CricaVprConfig, image_processor_classes={"pil": D2VprImageProcessor}, exist_ok=True)
+
+LAZY = {
+    "Descriptors": "retrieval.embed",
+    "PlaceIndex": "retrieval.index",
+    "convert_checkpoint": "models.convert_original",
+    "convert_original_state_dict": "models.convert_original",
+    "embed_images": "retrieval.embed",
+    "evaluate_protocol": "evaluation.protocol",
+    "folder_protocol": "evaluation.protocol",
+    "locate": "retrieval.locate",
+    "make_town": "data.made_town",
+}
+
+__all__ = [
+    "CricaVprConfig",
+    "CricaVprModel",
+    "D2VprConfig",
+    "D2VprImageProcessor",
+    "D2VprModel",
+    "Descriptors",
+    "PlaceIndex",
+    "convert_checkpoint",
+    "convert_original_state_dict",
+    "embed_images",
+    "evaluate_protocol",
+    "folder_protocol",
+    "locate",
+    "make_town",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in LAZY:
+        raise AttributeError(f"d2vpr_hf has no {name!r}; it has {', '.join(__all__)}.")
+    return getattr(import_module(f".{LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

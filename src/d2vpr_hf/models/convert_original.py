@@ -1,0 +1,171 @@
+"""Published checkpoints of D2-VPR and CricaVPR, brought into this package's form."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from transformers.configuration_utils import PreTrainedConfig
+
+from .checkpoint import save_checkpoint
+from .cricavpr.configuration_cricavpr import CricaVprConfig
+from .cricavpr.modeling_cricavpr import CricaVprModel
+from .d2vpr.configuration_d2vpr import D2VprConfig
+from .d2vpr.image_processing_d2vpr import D2VprImageProcessor
+from .d2vpr.modeling_d2vpr import D2VprModel
+
+# Our names on the left, published ones on the right; each pattern is applied once, in order.
+SHARED_NAMES = (
+    (r"^backbone\.embeddings\.cls_token$", "backbone.cls_token"),
+    (r"^backbone\.embeddings\.mask_token$", "backbone.mask_token"),
+    (r"^backbone\.embeddings\.position_embeddings$", "backbone.pos_embed"),
+    (r"^backbone\.embeddings\.patch_embeddings\.projection\.", "backbone.patch_embed.proj."),
+    (r"^backbone\.encoder\.layer\.(\d+)\.", r"backbone.blocks.\1."),
+    (r"\.attention\.[qkv]_proj\.", ".attn.qkv."),
+    (r"\.attention\.o_proj\.", ".attn.proj."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+    (r"\.adapter\.down\.", ".adapter.D_fc1."),
+    (r"\.adapter\.up\.", ".adapter.D_fc2."),
+    (r"\.adapter\.branch3\.", ".adapter.branch2."),
+    (r"\.adapter\.branch5\.", ".adapter.branch3."),
+    (r"(\.adapter\.branch\d(?:\.\d)?)\.norm\.", r"\1.bn."),
+)
+D2VPR_NAMES = (
+    *SHARED_NAMES,
+    (r"^recovery\.projection\.", "backbone.lin."),
+    (r"^recovery\.norm\.", "backbone.up_norm."),
+    (r"^aggregator\.regions\.offset_in\.", "offset_generator.0."),
+    (r"^aggregator\.regions\.offset_out\.", "offset_generator.2."),
+    (r"^aggregator\.regions\.pool\.p$", "aggregation.1.p"),
+    (r"^aggregator\.(small_to_medium|medium_to_global)\.", r"topdown_fusion.\1."),
+    (r"^aggregator\.position\.", "pos_encoder.fc."),
+)
+CRICAVPR_NAMES = (
+    *SHARED_NAMES,
+    (r"^backbone\.layernorm\.", "backbone.norm."),
+    (r"^pool\.p$", "aggregation.1.p"),
+)
+# Beginnings of names that one of the two models has and the other hasn't.
+D2VPR_MARKS = ("backbone.lin.", "backbone.up_norm.", "offset_generator.", "topdown_fusion.", "pos_encoder.")
+CRICAVPR_MARKS = ("backbone.norm.",)
+WRAPPINGS = ("model_state_dict", "state_dict")
+MODULE_PREFIX = "module."
+
+
+def convert_original_state_dict(state_dict: Mapping) -> tuple[PreTrainedConfig, dict[str, torch.Tensor]]:
+    """Configuration and weights, in this package's names, of a published checkpoint.
+
+    Args:
+        state_dict: published names to tensors, of D2-VPR with or without its cross-image encoder or of CricaVPR; the
+            wrapping `{"model_state_dict": ...}` and a `module.` before each name are taken off.
+
+    Returns: a `D2VprConfig` and what `D2VprModel(config).load_state_dict(..., strict=True)` takes; for CricaVPR a
+        `CricaVprConfig` and `CricaVprModel`'s. A checkpoint that holds an encoder gets `cross_image_encoder=True`.
+    Raises: ValueError listing, by published name, every tensor that is missing, extra or of another shape.
+    """
+    published = unwrap(state_dict)
+    config, model_class, names = recognise(published)
+    with torch.device("meta"):
+        expected = model_class(config).state_dict()
+    renamed = {name: published_name(name, names) for name in expected}
+    check_tensors(published, expected_shapes(expected, renamed))
+    return config, {
+        name: take(published[renamed[name]], name).to(dtype=tensor.dtype) for name, tensor in expected.items()
+    }
+
+
+def convert_checkpoint(checkpoint: str | Path, folder: str | Path) -> PreTrainedConfig:
+    """Writes a published checkpoint file as a checkpoint folder of this package.
+
+    Args:
+        checkpoint: the `.pth` file; only tensors and plain containers are read from it (`weights_only`).
+        folder: gets configuration, safetensors, processor and the code that loads them. It must not exist or be empty.
+
+    Returns: the configuration written, whose `converted_from` holds the file's name and SHA-256.
+    Raises: ValueError if the file holds no such checkpoint. FileNotFoundError, FileExistsError.
+    """
+    checkpoint = Path(checkpoint)
+    try:
+        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{checkpoint} can't be read as a PyTorch checkpoint of tensors alone: {error}. "
+            "Give the .pth file as it was published."
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{checkpoint} holds a {type(content).__name__}, but a state dict was expected.")
+    config, weights = convert_original_state_dict(content)
+    with checkpoint.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    config.converted_from = {"file": checkpoint.name, "sha256": digest}
+    model = (D2VprModel if isinstance(config, D2VprConfig) else CricaVprModel)(config)
+    model.load_state_dict(weights, strict=True)
+    save_checkpoint(folder, model, D2VprImageProcessor())
+    return config
+
+
+def unwrap(state_dict: Mapping) -> dict[str, torch.Tensor]:
+    """Tensors by published name, without wrapping and prefix."""
+    for wrapping in WRAPPINGS:
+        if isinstance(state_dict.get(wrapping), Mapping):
+            state_dict = state_dict[wrapping]
+    tensors = {str(name).removeprefix(MODULE_PREFIX): torch.as_tensor(value) for name, value in state_dict.items()}
+    if len(tensors) < len(state_dict):
+        raise ValueError(f"Some tensors are there twice, with and without {MODULE_PREFIX!r}. Keep one of each.")
+    return tensors
+
+
+def recognise(published: Mapping[str, torch.Tensor]) -> tuple[PreTrainedConfig, Callable, tuple]:
+    """Configuration, model class and names of the model whose checkpoint this is."""
+    if any(name.startswith(D2VPR_MARKS) for name in published):
+        has_encoder = any(name.startswith("encoder.") for name in published)
+        return D2VprConfig(cross_image_encoder=has_encoder), D2VprModel, D2VPR_NAMES
+    if any(name.startswith(CRICAVPR_MARKS) for name in published):
+        return CricaVprConfig(), CricaVprModel, CRICAVPR_NAMES
+    found = ", ".join(sorted(published)[:5]) or "nothing"
+    raise ValueError(
+        f"The checkpoint's {len(published)} names ({found}, ...) are neither D2-VPR's nor CricaVPR's. "
+        f"One of {', '.join(D2VPR_MARKS + CRICAVPR_MARKS)} was expected. Give a checkpoint of one of the two."
+    )
+
+
+def published_name(name: str, names: tuple) -> str:
+    for ours, theirs in names:
+        name = re.sub(ours, theirs, name)
+    return name
+
+
+def expected_shapes(expected: Mapping[str, torch.Tensor], renamed: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """Shape of every published tensor; query, key and value are one there."""
+    shapes = {}
+    for name, tensor in expected.items():
+        shape = tuple(tensor.shape)
+        shapes[renamed[name]] = (3 * shape[0], *shape[1:]) if ".attn.qkv." in renamed[name] else shape
+    return shapes
+
+
+def check_tensors(published: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    problems = [f"missing: {name}, expected shape {shapes[name]}" for name in shapes if name not in published]
+    for name, tensor in published.items():
+        found = tuple(tensor.shape)
+        if name not in shapes:
+            problems.append(f"extra: {name}, found shape {found}")
+        elif found != shapes[name]:
+            problems.append(f"misshapen: {name}, found shape {found}, expected {shapes[name]}")
+    if problems:
+        raise ValueError(
+            f"The checkpoint doesn't fit, {len(problems)} tensors differ:\n  "
+            + "\n  ".join(problems)
+            + "\nGive the file as it was published."
+        )
+
+
+def take(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """The part of a published tensor that is ours of this name: a third of query, key and value, or all."""
+    for part, projection in enumerate((".q_proj.", ".k_proj.", ".v_proj.")):
+        if projection in name:
+            return tensor.chunk(3)[part].clone()
+    return tensor

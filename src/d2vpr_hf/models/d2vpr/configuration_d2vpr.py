@@ -1,0 +1,102 @@
+"""What a D2-VPR model is made of, as a transformers configuration."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import Dinov2Config
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+
+# The student of the paper: DINOv2 ViT-S/14, its position table made for 518 px.
+DINOV2_SMALL = {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}
+
+# Widths of the aggregator's inner layers are fixed fractions of its width; 48 divides them all.
+AGGREGATOR_STEP = 48
+# The narrowest branch of an adapter has a sixteenth of its channels.
+ADAPTER_STEP = 16
+
+
+@strict
+class D2VprConfig(PreTrainedConfig):
+    """Shape of a D2-VPR model: the DINOv2 student, its recovery layers and the deformable aggregator.
+
+    Args:
+        backbone_config: the student, a `Dinov2Config` (or its dict); DINOv2 ViT-S/14 where none is given.
+        recovery_layers: the blocks whose outputs the recovery module joins, counted from 1.
+        aggregator_dim: width of the recovered tokens and of each of the 14 regional descriptors, a multiple of 48.
+        adapter_ratio: width of an adapter's inner channels, as a share of the student's width.
+        offset_grid: where the offset map is read. `"original"` reads its bottom right quarter for every region, as
+            published weights expect; `"centred"` reads it under the region itself.
+        region_sampling: `"original"` keeps the sample counts and cuts of a 16x16 grid at every image size;
+            `"dense"` scales both with the grid and is for new training. At 224 px the two are one.
+        cross_image_encoder: lets the images of a batch attend to each other. A descriptor then depends on the batch.
+        interpolate_offset: patches added to the grid size when the position table is resized.
+        dropout: of the aggregator's fusion and of the cross-image encoder, in training alone.
+        converted_from: file name and SHA-256 of the checkpoint that was converted, if one was.
+
+    Raises: huggingface_hub's StrictDataclassError (a type or a relation between fields doesn't hold).
+    Source: arXiv 2511.12528.
+    """
+
+    model_type = "d2vpr"
+    sub_configs_defaults = {"backbone_config": SubConfigSpec(Dinov2Config, init_kwargs=DINOV2_SMALL)}  # noqa: RUF012
+    _auto_class = "AutoConfig"
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    recovery_layers: list[int] | tuple[int, ...] = (2, 4, 8, 12)
+    aggregator_dim: int = 768
+    adapter_ratio: float | int = 0.5
+    offset_grid: Literal["original", "centred"] = "original"
+    region_sampling: Literal["original", "dense"] = "original"
+    cross_image_encoder: bool = False
+    interpolate_offset: float | int = 0.1
+    dropout: float | int = 0.1
+    converted_from: dict | None = None
+
+    def __post_init__(self, **kwargs) -> None:
+        if isinstance(self.backbone_config, dict):
+            # transformers looks a field of this name up by its model_type, which a short dict may lack.
+            self.backbone_config = {"model_type": "dinov2", **self.backbone_config}
+        # JSON knows no tuples, and a saved configuration must equal the loaded one.
+        self.recovery_layers = tuple(self.recovery_layers)
+        super().__post_init__(**kwargs)
+
+    @property
+    def adapter_dim(self) -> int:
+        """Inner channels of an adapter."""
+        return int(self.backbone_config.hidden_size * self.adapter_ratio)
+
+    @property
+    def descriptor_dim(self) -> int:
+        """Numbers in a descriptor: 14 regional descriptors, one after the other."""
+        return 14 * self.aggregator_dim
+
+    def validate_architecture(self) -> None:
+        if self.backbone_config.model_type != "dinov2":
+            raise ValueError(
+                f"backbone_config is a {self.backbone_config.model_type} configuration, but the student is DINOv2. "
+                "Give a Dinov2Config."
+            )
+        depth = self.backbone_config.num_hidden_layers
+        if unknown := [layer for layer in self.recovery_layers if not 1 <= layer <= depth]:
+            raise ValueError(
+                f"recovery_layers names blocks {unknown}, but the backbone has blocks 1 to {depth}. "
+                "Give 1-based block numbers, such as (2, 4, 8, 12)."
+            )
+        if not self.recovery_layers:
+            raise ValueError("recovery_layers is empty. Give at least one 1-based block number, such as (12,).")
+        if self.aggregator_dim < AGGREGATOR_STEP or self.aggregator_dim % AGGREGATOR_STEP:
+            raise ValueError(
+                f"aggregator_dim is {self.aggregator_dim}, but must be a positive multiple of {AGGREGATOR_STEP}. "
+                "The published width is 768."
+            )
+        if self.adapter_dim < ADAPTER_STEP or self.adapter_dim % ADAPTER_STEP:
+            raise ValueError(
+                f"adapter_ratio {self.adapter_ratio} of {self.backbone_config.hidden_size} channels gives an adapter "
+                f"of {self.adapter_dim}, but it must be a positive multiple of {ADAPTER_STEP}. Change adapter_ratio "
+                "(0.5 as published) or backbone_config.hidden_size."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, but must be at least 0 and below 1.")
+
+
+__all__ = ["D2VprConfig"]

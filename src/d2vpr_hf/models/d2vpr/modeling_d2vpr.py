@@ -1,0 +1,506 @@
+"""The D2-VPR model, in the order in which an image passes through it: student, recovery, aggregator, descriptor."""
+
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings, Dinov2Layer, Dinov2PreTrainedModel
+from transformers.utils import IMAGE_PROCESSOR_NAME, ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_d2vpr import D2VprConfig
+from .image_processing_d2vpr import D2VprImageProcessor
+from .regions_d2vpr import RegionPoints, region_points
+
+# The four small regions that lie around each medium one, both counted row by row.
+NEIGHBOURS = ((0, 1, 3, 4), (1, 2, 4, 5), (3, 4, 6, 7), (4, 5, 7, 8))
+GLOBAL_BOX = (0.5, 0.5, 1.0, 1.0)
+ENCODER_PREFIX = "encoder."
+# DINOv2 normalises its last block's output; the recovery module has a norm of its own in that place.
+UNUSED_DINOV2_TENSORS = ("layernorm.weight", "layernorm.bias")
+
+
+@dataclass
+class D2VprModelOutput(ModelOutput):
+    """What a D2-VPR model finds in a batch of images.
+
+    Args:
+        last_hidden_state: (batch, 1 + patches, aggregator_dim) class token and patch tokens after the recovery norm.
+        pooler_output: (batch, descriptor_dim) float32 descriptors of unit length: global, 4 medium, 9 small regions.
+        region_boxes: (batch, 13, 4) centre x, centre y, width, height in shares of the image: 4 medium regions, then
+            9 small ones, each row by row.
+        region_features: (batch, 13, aggregator_dim) the regions as pooled, before fusion and position.
+        hidden_states: on request, the student's embedding and each block's output, (batch, 1 + patches, hidden_size).
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    region_boxes: torch.FloatTensor | None = None
+    region_features: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+class D2VprEmbeddings(Dinov2Embeddings):
+    """DINOv2's embeddings with the position table resized as the published weights expect."""
+
+    def __init__(self, config: Dinov2Config, interpolate_offset: float) -> None:
+        super().__init__(config)
+        self.interpolate_offset = interpolate_offset
+
+    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        table = self.position_embeddings
+        side = math.isqrt(table.shape[1] - 1)
+        rows, columns = height // self.patch_size, width // self.patch_size
+        if rows == columns == side:
+            return table
+        patches = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+        # Original: the factor is (grid + 0.1) / side, whose rounding shifts every sampled point; a resize to the
+        # grid's size differs by far more than rounding.
+        factors = [(count + self.interpolate_offset) / side for count in (rows, columns)]
+        patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", antialias=False).to(table.dtype)
+        return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+class ConvNormAct(nn.Module):
+    """A convolution that keeps the grid's size, BatchNorm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.norm = nn.BatchNorm2d(out_channels, eps=1e-3)
+
+    def forward(self, patch_map: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.norm(self.conv(patch_map)))
+
+
+class AdapterUp(nn.Linear):
+    """Last layer of an adapter, a class of its own so that it starts at zero and the adapter at nothing."""
+
+
+class D2VprAdapter(nn.Module):
+    """Multi-scale convolutions beside a block's MLP, which give the tokens a sense of their neighbours."""
+
+    def __init__(self, hidden_size: int, channels: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(hidden_size, channels)
+        self.branch1 = ConvNormAct(channels, channels // 2, kernel_size=1)
+        self.branch3 = nn.Sequential(
+            ConvNormAct(channels, channels // 16, kernel_size=1),
+            ConvNormAct(channels // 16, channels // 4, kernel_size=3),
+        )
+        self.branch5 = nn.Sequential(
+            ConvNormAct(channels, channels // 16, kernel_size=1),
+            ConvNormAct(channels // 16, channels // 4, kernel_size=5),
+        )
+        self.up = AdapterUp(channels, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        reduced = F.relu(self.down(hidden_states))  # (batch, 1 + patches, channels)
+        patch_map = reduced[:, 1:].transpose(1, 2).unflatten(2, grid)  # (batch, channels, rows, columns)
+        convolved = torch.cat([self.branch1(patch_map), self.branch3(patch_map), self.branch5(patch_map)], dim=1)
+        patches = convolved.flatten(2).transpose(1, 2)
+        # Original: the class token skips the convolutions, and what skips is added again, so it counts twice.
+        return self.up(torch.cat([reduced[:, :1], patches], dim=1) + reduced)
+
+
+class D2VprLayer(Dinov2Layer):
+    """A DINOv2 block with an adapter beside its MLP."""
+
+    def __init__(self, config: Dinov2Config, adapter_dim: int) -> None:
+        super().__init__(config)
+        self.adapter = D2VprAdapter(config.hidden_size, adapter_dim)
+
+    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        attended, _ = self.attention(self.norm1(hidden_states))
+        hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended))
+        normed = self.norm2(hidden_states)
+        # Original: the adapter counts a fifth, and stands inside the second residual branch, before its layer scale.
+        branch = self.mlp(normed) + 0.2 * self.adapter(normed, grid)
+        return hidden_states + self.drop_path(self.layer_scale2(branch))
+
+
+class D2VprEncoder(nn.Module):
+    """The student's blocks."""
+
+    def __init__(self, config: Dinov2Config, adapter_dim: int) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([D2VprLayer(config, adapter_dim) for _ in range(config.num_hidden_layers)])
+
+    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int], keep: set[int]) -> dict[int, torch.Tensor]:
+        """Outputs of the blocks in `keep`, by block number from 1; 0 is the embedding."""
+        kept = {0: hidden_states} if 0 in keep else {}
+        for number, layer in enumerate(self.layer, start=1):
+            hidden_states = layer(hidden_states, grid)
+            if number in keep:
+                kept[number] = hidden_states
+        return kept
+
+
+class D2VprBackbone(Dinov2PreTrainedModel):
+    """The student: DINOv2 with adapters, whose tensors bear the names of transformers' `Dinov2Model`."""
+
+    _no_split_modules = ["D2VprEmbeddings", "D2VprLayer"]  # noqa: RUF012
+
+    def __init__(self, config: Dinov2Config, adapter_dim: int, interpolate_offset: float) -> None:
+        super().__init__(config)
+        self.embeddings = D2VprEmbeddings(config, interpolate_offset)
+        self.encoder = D2VprEncoder(config, adapter_dim)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AdapterUp):
+            init.zeros_(module.weight)
+
+    def forward(self, pixel_values: torch.Tensor, grid: tuple[int, int], keep: set[int]) -> dict[int, torch.Tensor]:
+        return self.encoder(self.embeddings(pixel_values), grid, keep)
+
+
+class D2VprRecovery(nn.Module):
+    """The distillation recovery module: the outputs of several blocks, joined and brought to the aggregator's width."""
+
+    def __init__(self, config: D2VprConfig) -> None:
+        super().__init__()
+        joined = len(config.recovery_layers) * config.backbone_config.hidden_size
+        self.projection = nn.Linear(joined, config.aggregator_dim)
+        self.norm = nn.LayerNorm(config.aggregator_dim, eps=1e-6)
+
+    def forward(self, block_outputs: list[torch.Tensor]) -> torch.Tensor:
+        return self.norm(self.projection(torch.cat(block_outputs, dim=-1)))
+
+
+class GeM(nn.Module):
+    """Generalised mean over each region's samples, with a learned power."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.full((1,), 3.0))
+
+    def forward(self, samples: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """(batch, regions, dim) from samples (batch, dim, samples) and weights (regions, samples) whose rows sum to 1.
+
+        Must run in float32: the clamp's third power is below what float16 can hold.
+        """
+        powers = samples.clamp(min=1e-6).pow(self.p.float())
+        return torch.einsum("bds,rs->brd", powers, weights).pow(1.0 / self.p.float())
+
+
+def rescale_axis(positions: torch.Tensor, length: int, first: int) -> torch.Tensor:
+    """Positions in [-1, 1] along `length` cells, as positions in [-1, 1] along the cells from `first` on."""
+    cells = (positions + 1) / 2 * (length - 1)
+    return (cells - first) / max(length - 1 - first, 1) * 2 - 1
+
+
+def sample_map(values: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """(batch, channels, samples) of a map (batch, channels, rows, columns) at points (batch, samples, 2) in [-1, 1]."""
+    return F.grid_sample(values, points[:, None], mode="bilinear", padding_mode="border", align_corners=True)[:, :, 0]
+
+
+class OffsetHead(nn.Conv2d):
+    """Last layer of the offset map, a class of its own so that new regions start undeformed."""
+
+
+class D2VprRegionSampler(nn.Module):
+    """The deformable part of the aggregator: 13 regions, each moved and scaled by what the class token asks for."""
+
+    def __init__(self, config: D2VprConfig) -> None:
+        super().__init__()
+        self.offset_grid = config.offset_grid
+        self.region_sampling = config.region_sampling
+        dim, inner = config.aggregator_dim, config.aggregator_dim * 2 // 3
+        self.offset_in = nn.Conv2d(2 * dim, inner, kernel_size=1)
+        self.offset_out = OffsetHead(inner, 4, kernel_size=1)
+        self.pool = GeM()
+
+    def forward(self, patch_map: torch.Tensor, class_token: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Regional features and boxes.
+
+        Args:
+            patch_map: (batch, dim, rows, columns)
+            class_token: (batch, dim)
+
+        Returns: features (batch, 13, dim) float32, boxes (batch, 13, 4) float32 as in `D2VprModelOutput`.
+        """
+        regions = region_points(tuple(patch_map.shape[-2:]), self.region_sampling, patch_map.device)
+        offsets = self.read_offsets(patch_map, class_token, regions.points)
+        # float32 under autocast too: a rounded position samples another place, a rounded power another mean.
+        with torch.autocast(patch_map.device.type, enabled=False):
+            points = self.deform(offsets.float(), regions)
+            samples = sample_map(patch_map.float(), points * 2 - 1)  # (batch, dim, samples)
+            weights = regions.members.float()
+            weights = weights / weights.sum(dim=1, keepdim=True)
+            features = self.pool(F.normalize(samples, dim=1), weights)
+            return features, self.boxes(points, regions.members, weights)
+
+    def read_offsets(self, patch_map: torch.Tensor, class_token: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+        """(batch, samples, 4) of the offset map, made only where it is read."""
+        where = points * 2 - 1
+        if self.offset_grid == "original":
+            # Original: points in [0, 1] are taken for points in [-1, 1], so that only the bottom right quarter is read.
+            where = points
+            rows, columns = patch_map.shape[-2:]
+            first_row, first_column = (rows - 1) // 2, (columns - 1) // 2
+            patch_map = patch_map[:, :, first_row:, first_column:]
+            where = torch.stack(
+                [rescale_axis(where[:, 0], columns, first_column), rescale_axis(where[:, 1], rows, first_row)], dim=-1
+            )
+        dim = class_token.shape[-1]
+        weight = self.offset_in.weight
+        # A 1x1 convolution over [patch, class token] is a sum of two, and the class token's is the same everywhere.
+        of_class = F.linear(class_token, weight[:, dim:, 0, 0], self.offset_in.bias)
+        hidden = F.relu(F.conv2d(patch_map, weight[:, :dim]) + of_class[:, :, None, None])
+        offset_map = self.offset_out(hidden)  # (batch, 4, rows, columns)
+        with torch.autocast(patch_map.device.type, enabled=False):
+            where = where.expand(len(offset_map), -1, -1)
+            return sample_map(offset_map.float(), where).transpose(1, 2)
+
+    @staticmethod
+    def deform(offsets: torch.Tensor, regions: RegionPoints) -> torch.Tensor:
+        """(batch, samples, 2) points in [0, 1]: each scaled about its region's centre, and shifted in region sizes."""
+        shift = offsets[..., :2].clamp(-0.25, 0.25) * regions.extents
+        scale = 0.5 + 1.5 * offsets[..., 2:].sigmoid()
+        return (regions.centres + (regions.points - regions.centres) * scale + shift).clamp(0, 1)
+
+    @staticmethod
+    def boxes(points: torch.Tensor, members: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """(batch, 13, 4): mean and extent of each region's points (batch, samples, 2)."""
+        centres = torch.einsum("bsc,rs->brc", points, weights)
+        inside = members[:, :, None]
+        largest = points[:, None].masked_fill(~inside, -torch.inf).amax(dim=2)
+        smallest = points[:, None].masked_fill(~inside, torch.inf).amin(dim=2)
+        return torch.cat([centres, largest - smallest], dim=-1)
+
+
+def fusion_block(dim: int, dropout: float) -> nn.Sequential:
+    inner = dim // 3
+    return nn.Sequential(
+        nn.Linear(dim, inner), nn.LayerNorm(inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, dim)
+    )
+
+
+class D2VprAggregator(nn.Module):
+    """The top-down deformable aggregator: 14 regional descriptors of an image."""
+
+    def __init__(self, config: D2VprConfig) -> None:
+        super().__init__()
+        dim = config.aggregator_dim
+        self.regions = D2VprRegionSampler(config)
+        self.small_to_medium = fusion_block(dim, config.dropout)
+        self.medium_to_global = fusion_block(dim, config.dropout)
+        self.position = nn.Sequential(nn.Linear(4, dim // 6), nn.ReLU(), nn.Linear(dim // 6, dim))
+
+    def forward(
+        self, patch_map: torch.Tensor, class_token: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Regional descriptors (batch, 14, dim): global, 4 medium, 9 small; boxes and features as the sampler's."""
+        features, boxes = self.regions(patch_map, class_token)
+        regional = features.to(self.position[0].weight.dtype)
+        medium, small = regional[:, :4], regional[:, 4:]
+        around = small[:, torch.tensor(NEIGHBOURS, device=small.device)].mean(dim=2)  # (batch, 4, dim)
+        enhanced = medium + self.small_to_medium(around)
+        # Original: the class token alone keeps what the fusion finds; the medium vectors go on as they were.
+        whole = class_token + self.medium_to_global(enhanced.mean(dim=1))
+        vectors = torch.cat([whole[:, None], regional], dim=1)  # (batch, 14, dim)
+        global_box = boxes.new_tensor(GLOBAL_BOX).expand(len(boxes), 1, 4)
+        places = torch.cat([global_box, boxes], dim=1).to(regional.dtype)
+        return vectors + self.position(places), boxes, features
+
+
+def cross_image_encoder(dim: int, dropout: float) -> nn.TransformerEncoder:
+    """Two post-norm layers whose attention runs over the images of a batch, region by region.
+
+    Source: CricaVPR's cross-image encoder, which D2-VPR takes over.
+    """
+    layer = nn.TransformerEncoderLayer(
+        d_model=dim, nhead=dim // 48, dim_feedforward=dim * 8 // 3, dropout=dropout, activation="gelu"
+    )
+    return nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
+
+
+def patch_grid(pixel_values: torch.Tensor, patch: int) -> tuple[int, int]:
+    """(rows, columns) of patches of `patch` pixels in (batch, 3, height, width)."""
+    if pixel_values.ndim != 4 or any(side % patch or not side for side in pixel_values.shape[-2:]):
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}, but must be (batch, 3, height, width) with height "
+            f"and width multiples of {patch} pixels. Prepare images with the checkpoint's processor."
+        )
+    return pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+
+
+# What tells transformers where on the Hub, and in which cache, a checkpoint lies.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+def saved_with_encoder(name: str | os.PathLike, arguments: dict) -> bool:
+    """Whether the checkpoint's own configuration asks for the cross-image encoder."""
+    saved, _ = D2VprConfig.get_config_dict(name, **{key: arguments[key] for key in HUB_ARGUMENTS if key in arguments})
+    return bool(saved.get("cross_image_encoder"))
+
+
+class D2VprPreTrainedModel(PreTrainedModel):
+    """Initialisation, and loading and saving that leave nothing out in silence."""
+
+    config: D2VprConfig
+    base_model_prefix = "d2vpr"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["D2VprEmbeddings", "D2VprLayer", "D2VprAggregator"]  # noqa: RUF012
+    _supports_sdpa = True
+    _warned_of_company = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GeM):
+            init.constant_(module.p, 3.0)
+        elif isinstance(module, OffsetHead):
+            # The scale 0.5 + 1.5 * sigmoid(bias) is 1 here: new regions start as they are cut.
+            init.zeros_(module.weight)
+            init.copy_(module.bias, torch.tensor([0.0, 0.0, -math.log(2), -math.log(2)]))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args,
+        output_loading_info: bool = False,
+        **kwargs,
+    ) -> Self | tuple[Self, dict]:
+        """The model of a checkpoint folder or Hub repository; arguments as transformers' own.
+
+        Only safetensors are read. With `cross_image_encoder=False` a checkpoint that holds an encoder loads without it.
+
+        Raises: ValueError naming every weight that is missing, unexpected or of another shape. OSError if there is no
+            such checkpoint.
+        """
+        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+        )
+        unexpected = set(info["unexpected_keys"])
+        if not model.config.cross_image_encoder and saved_with_encoder(pretrained_model_name_or_path, kwargs):
+            unexpected = {key for key in unexpected if not key.startswith(ENCODER_PREFIX)}
+        problems = [f"missing: {key}" for key in sorted(info["missing_keys"])]
+        problems += [f"unexpected: {key}" for key in sorted(unexpected)]
+        problems += [
+            f"{key}: shape {tuple(found)}, expected {tuple(expected)}"
+            for key, found, expected in sorted(info["mismatched_keys"])
+        ]
+        problems += list(info["error_msgs"])
+        if problems:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} don't fit {cls.__name__} with its configuration:\n  "
+                + "\n  ".join(problems)
+                + "\nUse the config.json saved with these weights, or `d2vpr convert` for a published checkpoint."
+            )
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Writes weights, configuration and the code that loads them without this package.
+
+        A folder without a processor gets the default one (224 x 224 pixels), so that every checkpoint prepares images
+        by itself; a processor that lies there already stays.
+        """
+        if not (Path(save_directory) / IMAGE_PROCESSOR_NAME).exists():
+            D2VprImageProcessor().save_pretrained(save_directory)
+        super().save_pretrained(save_directory, **kwargs)
+
+    def warn_of_company(self) -> None:
+        if self._warned_of_company:
+            return
+        self._warned_of_company = True
+        warnings.warn(
+            "The cross-image encoder is on: each descriptor depends on the other images of its batch, and so does "
+            "recall. For descriptors that stand alone load the model with cross_image_encoder=False.",
+            stacklevel=2,
+        )
+
+
+class D2VprModel(D2VprPreTrainedModel):
+    """D2-VPR: one descriptor an image, by which photos of the same place are nearest neighbours.
+
+    Without the cross-image encoder a descriptor depends on its image alone. With it (`cross_image_encoder=True`, which
+    a converted checkpoint that holds one asks for) the images of a batch attend to each other: the same photo gets
+    another descriptor in another company, results depend on batch size and order, and a single image gains nothing.
+    The model then warns once.
+
+    Source: arXiv 2511.12528.
+    """
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: D2VprConfig) -> None:
+        super().__init__(config)
+        self.backbone = D2VprBackbone(config.backbone_config, config.adapter_dim, config.interpolate_offset)
+        self.recovery = D2VprRecovery(config)
+        self.aggregator = D2VprAggregator(config)
+        if config.cross_image_encoder:
+            self.encoder = cross_image_encoder(config.aggregator_dim, config.dropout)
+        self.post_init()
+
+    @classmethod
+    def from_dinov2(cls, name_or_path: str | os.PathLike, **config) -> Self:
+        """A new student that starts from DINOv2's weights, with adapters that do nothing yet.
+
+        Args:
+            name_or_path: a DINOv2 checkpoint, such as "facebook/dinov2-small".
+            config: fields of `D2VprConfig`; its `backbone_config` is the checkpoint's.
+
+        Raises: ValueError if a tensor of the student is neither in the checkpoint nor an adapter's.
+        """
+        dinov2, info = Dinov2Model.from_pretrained(name_or_path, output_loading_info=True, dtype=torch.float32)
+        if absent := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{name_or_path} lacks {absent}, so it can't start a student. Give a whole DINOv2 checkpoint."
+            )
+        model = cls(D2VprConfig(backbone_config=dinov2.config, **config))
+        weights = {key: value for key, value in dinov2.state_dict().items() if key not in UNUSED_DINOV2_TENSORS}
+        missing, unexpected = model.backbone.load_state_dict(weights, strict=False)
+        strangers = [key for key in missing if ".adapter." not in key] + unexpected
+        if strangers:
+            raise ValueError(
+                f"{name_or_path} and the student don't hold the same tensors: {strangers}. Give a DINOv2 checkpoint."
+            )
+        return model
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.FloatTensor, output_hidden_states: bool | None = None) -> D2VprModelOutput:
+        """Descriptors of a batch of images.
+
+        Args:
+            pixel_values: (batch, 3, height, width) as the processor makes them, height and width multiples of 14
+                pixels.
+            output_hidden_states: whether to keep what every block gives.
+
+        Raises: ValueError if height or width is no multiple of the patch size.
+        """
+        grid = patch_grid(pixel_values, self.config.backbone_config.patch_size)
+        keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        layers = self.config.recovery_layers
+        keep = set(range(self.config.backbone_config.num_hidden_layers + 1)) if keep_all else set(layers)
+        blocks = self.backbone(pixel_values, grid, keep)
+        tokens = self.recovery([blocks[layer] for layer in layers])  # (batch, 1 + patches, dim)
+        patch_map = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)  # (batch, dim, rows, columns)
+        vectors, boxes, features = self.aggregator(patch_map, tokens[:, 0])  # vectors (batch, 14, dim)
+        if self.config.cross_image_encoder:
+            self.warn_of_company()
+            # Original: the batch stands where attention expects the sequence, so that images attend to each other.
+            vectors = self.encoder(vectors)
+        # float32 under autocast too: rounding here would shift every similarity.
+        descriptor = F.normalize(vectors.flatten(1).float(), dim=-1)  # (batch, 14 * dim)
+        hidden_states = tuple(blocks[number] for number in sorted(blocks)) if keep_all else None
+        return D2VprModelOutput(tokens, descriptor, boxes, features, hidden_states)
+
+
+__all__ = ["D2VprModel", "D2VprModelOutput", "D2VprPreTrainedModel"]
