@@ -102,6 +102,16 @@ class D2VprImageProcessor(PilBackend):
                 "Choose one of these, or antialias=True."
             )
 
+    def to_dict(self) -> dict:
+        """The saved configuration."""
+        saved = super().to_dict()
+        auto_map = saved.get("auto_map", {})
+        if isinstance(auto_map.get("AutoImageProcessor"), str):
+            # Named by backend: from a bare string transformers' pipeline derives a video processor, which isn't there,
+            # and asks for trust in its code.
+            saved["auto_map"] = {"AutoImageProcessor": {"pil": auto_map["AutoImageProcessor"]}}
+        return saved
+
     @staticmethod
     def _check_size(size: SizeDict) -> None:
         height, width = size.height, size.width
