@@ -1,0 +1,141 @@
+"""Makes the tables and the self-contained HTML page that show what an evaluation found."""
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from ..data.images import UnreadableImage
+from .pictures import Match, Photo, thumbnail
+
+_THUMBNAIL_WIDTH, _THUMBNAIL_HEIGHT = 300, 225
+_JPEG_QUALITY = 78
+
+
+@dataclass(frozen=True)
+class Table:
+    """A small table of text for terminal and page: the first column names the row, the others hold figures.
+
+    Attributes:
+        header: column titles.
+        rows: cells as text, each row as long as the header.
+        caption: what the table shows, in one line.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        for number, row in enumerate(self.rows):
+            if len(row) != len(self.header):
+                raise ValueError(
+                    f"rows[{number}] has {len(row)} cells ({list(row)}), but header has {len(self.header)} columns. "
+                    "Give each row one cell a column."
+                )
+
+    def text(self) -> str:
+        """The table for a terminal: columns two spaces apart, figures flush right."""
+        lines = [self.header, *self.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(self.header))]
+        formatted = [
+            "  ".join(
+                cell.ljust(width) if column == 0 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in lines
+        ]
+        rule = "  ".join("-" * width for width in widths)
+        return "\n".join([*([self.caption] if self.caption else []), formatted[0], rule, *formatted[1:]])
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One query and its answer, as the page shows it.
+
+    Attributes:
+        query: the query's file, or its image.
+        name: its file name.
+        answer: the answer in one line.
+        matches: its candidates, best first.
+        right: whether the answer is right; None if nobody knows.
+        condition: the group it is listed under, such as "night"; entries without one come under one heading.
+    """
+
+    query: Photo
+    name: str
+    answer: str
+    matches: Sequence[Match] = field(default=())
+    right: bool | None = None
+    condition: str = ""
+
+
+def gallery_page(
+    title: str,
+    entries: Sequence[Entry],
+    *,
+    lead: str = "",
+    notes: Sequence[str] = (),
+    tables: Sequence[Table] = (),
+) -> str:
+    """One HTML page with tables, then every query beside its matches; a switch shows the wrong answers alone.
+
+    The page holds its pictures and styles and no script, loads nothing from anywhere and follows the reader's light
+    or dark setting. File names are escaped.
+
+    Args:
+        title: heading of the page.
+        entries: what to show, in order; they are grouped by condition in the order of first appearance.
+        lead: one sentence below the heading.
+        notes: what the reader must know to judge the figures, one paragraph each.
+        tables: shown above the pictures.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["data_uri"] = _data_uri
+    groups: dict[str, list[Entry]] = {}
+    for entry in entries:
+        groups.setdefault(entry.condition, []).append(entry)
+    template = environment.from_string(files(__package__).joinpath("gallery_page.html").read_text(encoding="utf-8"))
+    return template.render(
+        title=title,
+        lead=lead,
+        notes=notes,
+        tables=tables,
+        groups=groups,
+        right=sum(entry.right is True for entry in entries),
+        wrong=sum(entry.right is False for entry in entries),
+        unknown=sum(entry.right is None for entry in entries),
+    )
+
+
+def write_atomically(path: str | Path, content: bytes | str) -> Path:
+    """Writes a file in one step, so that whoever looks never finds half of it; returns its path.
+
+    Text is written as UTF-8; file names whose bytes are no UTF-8 show a question mark there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = content.encode("utf-8", "replace") if isinstance(content, str) else content
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _data_uri(photo: Photo) -> str:
+    """The photo's thumbnail as an address that holds its own bytes; empty if the photo can't be opened."""
+    try:
+        small = thumbnail(photo, _THUMBNAIL_WIDTH, _THUMBNAIL_HEIGHT)
+    except UnreadableImage:
+        return ""
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
