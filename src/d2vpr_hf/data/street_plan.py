@@ -1,0 +1,331 @@
+"""The plan of a made-up town: where its streets, houses, trees, lamps and parking bays are, as tensors by seed."""
+
+import math
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+BLOCK_M = 120.0  # from one crossing to the next
+PLACE_SPACING_M = BLOCK_M / 2  # places are crossings and the middles between two crossings
+PAVEMENT_M = 3.4
+HOUSE_DEPTH_M = 11.0
+FRONT, SIDE, BACK = 0, 1, 2
+FLAT, GABLE, PITCHED, STEPPED = 0, 1, 2, 3
+PLASTER, BRICK, CONCRETE, WOOD = 0, 1, 2, 3
+TREE, LAMP = 0, 1
+
+# Every house takes its colours from here, so that no colour belongs to one place.
+WALL_COLOURS = (
+    ((0.78, 0.72, 0.60), (0.70, 0.55, 0.42), (0.62, 0.64, 0.62), (0.80, 0.78, 0.74), (0.66, 0.60, 0.36)),  # plaster
+    ((0.42, 0.20, 0.14), (0.50, 0.29, 0.20), (0.34, 0.19, 0.16), (0.55, 0.42, 0.30), (0.38, 0.30, 0.27)),  # brick
+    ((0.46, 0.46, 0.45), (0.56, 0.55, 0.52), (0.38, 0.39, 0.41), (0.62, 0.60, 0.56), (0.50, 0.47, 0.43)),  # concrete
+    ((0.44, 0.32, 0.21), (0.62, 0.58, 0.50), (0.30, 0.36, 0.38), (0.36, 0.42, 0.32), (0.50, 0.26, 0.19)),  # wood
+)
+ACCENT_COLOURS = (
+    (0.45, 0.10, 0.09),
+    (0.10, 0.25, 0.42),
+    (0.11, 0.32, 0.20),
+    (0.70, 0.52, 0.12),
+    (0.20, 0.20, 0.22),
+    (0.48, 0.28, 0.12),
+    (0.62, 0.62, 0.60),
+    (0.32, 0.16, 0.34),
+)
+
+
+@dataclass(frozen=True)
+class Street:
+    """A town as tensors, in metres east and north of its first crossing.
+
+    Attributes:
+        half_width_x: (lines,) from the middle of a north-south street to its facades; entry i lies at east
+            `BLOCK_M * (i - 1)`, so that the ring of blocks around the town has streets too.
+        half_width_y: (lines,) the same for the east-west streets.
+        walls: (walls, 4) ends of each wall in plan (east, north, east, north), left to right seen from outside.
+        wall_house: (walls,) row in `houses`.
+        wall_kind: (walls,) FRONT, SIDE or BACK.
+        houses: (attributes, houses), rows named by `HOUSE_ROWS`.
+        boards: (boards, 8) trees and lamps: kind, east, north, height_m, radius_m, foot of the crown_m, tint, number.
+        bays: (bays, 3) parking bays: east, north, and 1 where the street runs north-south.
+        places: (places, 3) east, north, and the street's course: 0 north-south, 1 east-west, 2 a crossing.
+        noise: (512, 512) fractal noise that tiles, mean 0, about -1 to 1.
+    """
+
+    half_width_x: Tensor
+    half_width_y: Tensor
+    walls: Tensor
+    wall_house: Tensor
+    wall_kind: Tensor
+    houses: Tensor
+    boards: Tensor
+    bays: Tensor
+    places: Tensor
+    noise: Tensor
+
+    def to(self, device: str | torch.device) -> "Street":
+        """The same town on another device."""
+        return Street(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+
+HOUSE_ROWS = (
+    "number",
+    "storeys",
+    "ground_m",
+    "storey_m",
+    "roof",
+    "roof_m",
+    "material",
+    "wall_red",
+    "wall_green",
+    "wall_blue",
+    "trim",
+    "accent",
+    "door_accent",
+    "columns",
+    "window_width",
+    "window_height",
+    "sill_m",
+    "arched",
+    "panes_across",
+    "panes_up",
+    "shutters",
+    "blank",
+    "balconies",
+    "band",
+    "shop",
+    "awning",
+    "door_column",
+    "ground_columns",
+    "banner",
+    "roof_tint",
+)
+
+
+def lay_out_street(places: int, seed: int) -> Street:
+    """A town with room for `places` places, all of it drawn from `seed`.
+
+    Args:
+        places: how many places it has, each at least `PLACE_SPACING_M` from the next.
+        seed: any integer; the same seed and number of places give the same town.
+    """
+    random = torch.Generator().manual_seed(seed)
+    blocks = 1
+    while (2 * blocks + 1) ** 2 - blocks**2 < places:
+        blocks += 1
+    lines = blocks + 3  # the town's own blocks + 1 streets, and one more on each side
+    half_width_x, half_width_y = 7.8 + 3.4 * torch.rand(2, lines, generator=random)
+    walls, wall_house, wall_kind, widths = _build_walls(half_width_x.tolist(), half_width_y.tolist(), random)
+    return Street(
+        half_width_x=half_width_x,
+        half_width_y=half_width_y,
+        walls=walls,
+        wall_house=wall_house,
+        wall_kind=wall_kind,
+        houses=_design_houses(widths, random),
+        boards=_plant_boards(half_width_x, half_width_y, random),
+        bays=_mark_bays(half_width_x, half_width_y),
+        places=_choose_places(blocks, places, random),
+        noise=_tiling_noise(random),
+    )
+
+
+def _choose_places(blocks: int, count: int, random: torch.Generator) -> Tensor:
+    """(count, 3) crossings and mid-blocks; the inner points of blocks are no street."""
+    across = torch.arange(2 * blocks + 1)
+    column, row = (part.flatten() for part in torch.meshgrid(across, across, indexing="ij"))
+    on_street = (column % 2 == 0) | (row % 2 == 0)
+    column, row = column[on_street], row[on_street]
+    # A mid-block of a north-south street lies on an even column and an odd row.
+    course = torch.where(row % 2 == 1, 0, torch.where(column % 2 == 1, 1, 2))
+    candidates = torch.stack([column * PLACE_SPACING_M, row * PLACE_SPACING_M, course.float()], dim=1)
+    return candidates[torch.randperm(len(candidates), generator=random)[:count]]
+
+
+def _build_walls(
+    half_width_x: list[float], half_width_y: list[float], random: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Houses around every block, each with four walls whose right-hand side is the outside."""
+    corners, widths = [], []
+    for block_x in range(len(half_width_x) - 1):
+        west = BLOCK_M * (block_x - 1) + half_width_x[block_x]
+        east = BLOCK_M * block_x - half_width_x[block_x + 1]
+        for block_y in range(len(half_width_y) - 1):
+            south = BLOCK_M * (block_y - 1) + half_width_y[block_y]
+            north = BLOCK_M * block_y - half_width_y[block_y + 1]
+            depth = HOUSE_DEPTH_M + 1.5  # the houses of the other two sides stand between these
+            for start, along, length in (
+                ((west, south), (1.0, 0.0), east - west),
+                ((east, north), (-1.0, 0.0), east - west),
+                ((east, south + depth), (0.0, 1.0), north - south - 2 * depth),
+                ((west, north - depth), (0.0, -1.0), north - south - 2 * depth),
+            ):
+                for offset, width, setback in _divide_side(length, random):
+                    inward = (-along[1], along[0])
+                    foot = (
+                        start[0] + along[0] * offset + inward[0] * setback,
+                        start[1] + along[1] * offset + inward[1] * setback,
+                    )
+                    right = (foot[0] + along[0] * width, foot[1] + along[1] * width)
+                    back_right = (right[0] + inward[0] * HOUSE_DEPTH_M, right[1] + inward[1] * HOUSE_DEPTH_M)
+                    back_left = (foot[0] + inward[0] * HOUSE_DEPTH_M, foot[1] + inward[1] * HOUSE_DEPTH_M)
+                    corners.append((foot, right, back_right, back_left))
+                    widths.append(width)
+    ring = torch.tensor(corners)  # (houses, 4 corners, 2)
+    walls = torch.cat([ring, ring.roll(-1, dims=1)], dim=-1).flatten(0, 1)  # (houses * 4, 4)
+    wall_house = torch.arange(len(ring)).repeat_interleave(4)
+    wall_kind = torch.tensor([FRONT, SIDE, BACK, SIDE]).repeat(len(ring))
+    return walls, wall_house, wall_kind, torch.tensor(widths)
+
+
+def _divide_side(length: float, random: torch.Generator) -> list[tuple[float, float, float]]:
+    """Offset, width and setback of the houses along one side of a block, with a gap here and there."""
+    houses, offset = [], 0.0
+    while length - offset > 7.0:
+        draw = torch.rand(4, generator=random).tolist()
+        width = 7.0 + 9.0 * draw[0]
+        if length - offset - width < 7.5:
+            width = length - offset
+        houses.append((offset, width, 1.4 * draw[1] if draw[2] < 0.3 else 0.0))
+        offset += width + (2.0 + 3.5 * draw[3] / 0.22 if draw[3] < 0.22 else 0.0)
+    return houses
+
+
+def _design_houses(widths: Tensor, random: torch.Generator) -> Tensor:
+    """(attributes, houses): every feature drawn on its own, so that few houses are alike."""
+    count = len(widths)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=random)
+
+    def chance(share: float) -> Tensor:
+        return (torch.rand(count, generator=random) < share).float()
+
+    def pick(number: int) -> Tensor:
+        return torch.randint(number, (count,), generator=random)
+
+    material, shade = pick(4), pick(5)
+    colour = torch.tensor(WALL_COLOURS)[material, shade] * uniform(0.88, 1.12)[:, None]
+    spacing = uniform(1.9, 3.9)
+    columns = (widths / spacing).floor().clamp(2, 7)
+    shop = chance(0.42)
+    ground_columns = torch.where(shop > 0, (widths / uniform(2.8, 5.0)).floor().clamp(2, 4), columns)
+    rows = {
+        "number": torch.arange(count).float(),
+        "storeys": pick(4).float() + 1 + chance(0.25),
+        "ground_m": uniform(3.1, 4.4),
+        "storey_m": uniform(2.7, 3.6),
+        "roof": pick(4).float(),
+        "roof_m": uniform(1.8, 4.0),
+        "material": material.float(),
+        "wall_red": colour[:, 0],
+        "wall_green": colour[:, 1],
+        "wall_blue": colour[:, 2],
+        "trim": 0.30 + 0.55 * chance(0.7) * uniform(0.8, 1.1),
+        "accent": pick(len(ACCENT_COLOURS)).float(),
+        "door_accent": pick(len(ACCENT_COLOURS)).float(),
+        "columns": columns,
+        "window_width": uniform(0.34, 0.72),
+        "window_height": uniform(0.42, 0.68),
+        "sill_m": uniform(0.45, 0.95),
+        "arched": chance(0.28),
+        "panes_across": pick(3).float() + 1,
+        "panes_up": pick(3).float() + 1,
+        "shutters": chance(0.25),
+        "blank": chance(0.45) * uniform(0.12, 0.35),
+        "balconies": chance(0.4) * uniform(0.2, 0.6),
+        "band": chance(0.5),
+        "shop": shop,
+        "awning": chance(0.5),
+        "door_column": (torch.rand(count, generator=random) * ground_columns).floor(),
+        "ground_columns": ground_columns,
+        "banner": chance(0.28) * uniform(0.1, 0.9),
+        "roof_tint": uniform(0.0, 1.0),
+    }
+    if tuple(rows) != HOUSE_ROWS:
+        raise RuntimeError(
+            f"house attributes {tuple(rows)} differ from HOUSE_ROWS {HOUSE_ROWS}; keep both in one order."
+        )
+    return torch.stack(list(rows.values()))
+
+
+def _along_streets(half_width_x: Tensor, half_width_y: Tensor, spacing_m: float) -> tuple[Tensor, ...]:
+    """Points every `spacing_m` along all streets: middle of the street (east, north), course, half width, index.
+
+    The course is 1 for north-south streets. Points on crossings, where nothing may stand, are left out.
+    """
+    found = []
+    for course, own, crossing in ((1, half_width_x, half_width_y), (0, half_width_y, half_width_x)):
+        middle = BLOCK_M * (torch.arange(len(own)) - 1.0)
+        along = torch.arange(-BLOCK_M, BLOCK_M * (len(crossing) - 2) + 0.1, spacing_m) + spacing_m / 2
+        line = (along / BLOCK_M).round().long()
+        clear = (along - line * BLOCK_M).abs() > crossing[(line + 1).clamp(0, len(crossing) - 1)] + 3.0
+        index = torch.arange(len(along))[clear]
+        along = along[clear]
+        street, point = torch.meshgrid(torch.arange(len(own)), torch.arange(len(along)), indexing="ij")
+        street, point = street.flatten(), point.flatten()
+        across_m, along_m = middle[street], along[point]
+        east, north = (across_m, along_m) if course == 1 else (along_m, across_m)
+        found.append((east, north, torch.full_like(street, course), own[street], index[point]))
+    return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+
+def _beside(east: Tensor, north: Tensor, course: Tensor, offset_m: Tensor) -> tuple[Tensor, Tensor]:
+    return east + offset_m * (course == 1), north + offset_m * (course == 0)
+
+
+def _plant_boards(half_width_x: Tensor, half_width_y: Tensor, random: torch.Generator) -> Tensor:
+    """(boards, 8) trees along some streets and lamps along all of them."""
+    east, north, course, half_width, index = _along_streets(half_width_x, half_width_y, 24.0)
+    side = torch.where(index % 2 == 0, 1.0, -1.0)
+    lamp_east, lamp_north = _beside(east, north, course, side * (half_width - PAVEMENT_M + 0.4))
+    ones = torch.ones_like(lamp_east)
+    lamps = [LAMP * ones, lamp_east, lamp_north, 5.6 * ones, 0.5 * ones, 0 * ones, 0 * ones]
+    east, north, course, half_width, _ = _along_streets(half_width_x, half_width_y, 11.0)
+    trees = []
+    for side in (-1.0, 1.0):
+        draw = torch.rand(7, len(east), generator=random)
+        # Density changes every 60 m or so: an avenue here, a bare street there.
+        stretch = ((east / 60).round() * 31 + (north / 60).round() * 17 + side * 5 + 1000).long()
+        density = torch.rand(int(stretch.max()) + 1, generator=random)[stretch]
+        stands = draw[0] < (1.1 * density - 0.35)
+        along = 5.0 * (draw[1] - 0.5)
+        tree_east, tree_north = _beside(east, north, course, side * (half_width - PAVEMENT_M + 0.7))
+        tree_east, tree_north = _beside(tree_east, tree_north, 1 - course, along)
+        height = 5.0 + 4.5 * draw[2]
+        parts = [
+            0 * height + TREE,
+            tree_east,
+            tree_north,
+            height,
+            1.2 + 1.5 * draw[3],
+            2.1 + 0.9 * draw[4],
+            draw[5],
+        ]
+        trees.append(torch.stack(parts, dim=1)[stands])
+    boards = torch.cat([torch.stack(lamps, dim=1), *trees])
+    return torch.cat([boards, torch.arange(len(boards)).float()[:, None]], dim=1)
+
+
+def _mark_bays(half_width_x: Tensor, half_width_y: Tensor) -> Tensor:
+    """(bays, 3) parking bays along both kerbs of every street."""
+    east, north, course, half_width, _ = _along_streets(half_width_x, half_width_y, 6.0)
+    sides = []
+    for side in (-1.0, 1.0):
+        bay_east, bay_north = _beside(east, north, course, side * (half_width - PAVEMENT_M - 1.15))
+        sides.append(torch.stack([bay_east, bay_north, course.float()], dim=1))
+    return torch.cat(sides)
+
+
+def _tiling_noise(random: torch.Generator, size: int = 512) -> Tensor:
+    """(size, size) sum of smooth random grids that continue over the edges."""
+    total = torch.zeros(size, size)
+    cells = 8
+    while cells <= size // 4:
+        grid = torch.rand(1, 1, cells, cells, generator=random) * 2 - 1
+        grid = torch.nn.functional.pad(grid, (1, 1, 1, 1), mode="circular")
+        scale = size // cells
+        smooth = torch.nn.functional.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
+        total += smooth[0, 0, scale:-scale, scale:-scale] * math.sqrt(8 / cells) * 0.6
+        cells *= 2
+    return total
