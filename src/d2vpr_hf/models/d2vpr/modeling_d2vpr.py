@@ -347,6 +347,17 @@ def saved_with_encoder(name: str | os.PathLike, arguments: dict) -> bool:
     return bool(saved.get("cross_image_encoder"))
 
 
+def own_memory(model: nn.Module) -> None:
+    """Copies weights out of the mapped checkpoint file.
+
+    In the file they lie at odd addresses, on which matrix products round otherwise, so that a loaded model would differ
+    from the saved one in the last bit; and a file that is replaced would change under a running model.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
 class D2VprPreTrainedModel(PreTrainedModel):
     """Initialisation, and loading and saving that leave nothing out in silence."""
 
@@ -404,6 +415,7 @@ class D2VprPreTrainedModel(PreTrainedModel):
                 + "\n  ".join(problems)
                 + "\nUse the config.json saved with these weights, or `d2vpr convert` for a published checkpoint."
             )
+        own_memory(model)
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
