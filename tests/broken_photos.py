@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import zlib
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
     return buffer.getvalue()
 
 
+@cache
 def png_of_size(width: int, height: int) -> bytes:
     """A PNG that claims this size in 1 bit a pixel and is complete: a few kilobytes of black."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))]

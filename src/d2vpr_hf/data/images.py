@@ -64,7 +64,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - reads as what it is
     def __init__(self, path: str | os.PathLike, reason: str) -> None:
         self.path = path_to_text(path)
         self.reason = reason
-        super().__init__(f"{self.path}: {reason}. Repair or remove it, or leave strict off to skip it.")
+        super().__init__(f"{self.path}: {reason}. Repair it or leave it out.")
 
     def __reduce__(self) -> tuple:
         return type(self), (self.path, self.reason)
