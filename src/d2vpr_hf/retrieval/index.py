@@ -1,0 +1,388 @@
+"""The index of places: which photo lies where, and which of them look most like a query."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pandas as pd
+
+from d2vpr_hf.data.coordinates import Positions, distances_m
+from d2vpr_hf.data.images import text_to_path
+from d2vpr_hf.retrieval.embed import Descriptors
+from d2vpr_hf.retrieval.index_folder import PLACES_SCHEMA, SETTINGS_FILE, read_index_folder, write_index_folder
+from d2vpr_hf.retrieval.store import FaissStore, VectorStore
+from d2vpr_hf.retrieval.threshold import Threshold, choose_threshold
+
+# No point is nearer than its difference in latitude; a degree of latitude is never shorter than this (110,574 m).
+_LEAST_METRES_A_DEGREE = 110_570.0
+_LENGTH_TOLERANCE = 1e-3
+_CHECK_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The best matches of each query, best first; places that run out leave the rest of a row empty.
+
+    Attributes:
+        ids: (queries, k) int64, -1 where there are no more places.
+        scores: (queries, k) float32 inner products, nan there.
+        paths: (queries, k) of str, empty there.
+        latitude: (queries, k) float64 degrees (WGS84), nan there and where a place has none.
+        longitude: (queries, k) float64 degrees (WGS84), the same.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    paths: np.ndarray
+    latitude: np.ndarray
+    longitude: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def distances_m(self) -> np.ndarray:
+        """(queries, k, k) metres between the matches of a query; nan where one of the two has no coordinates."""
+        latitude, longitude = self.latitude, self.longitude
+        return distances_m(latitude[:, :, None], longitude[:, :, None], latitude[:, None], longitude[:, None])
+
+
+class PlaceIndex:
+    """Places with their descriptors, searched exactly by inner product.
+
+    Made by `build` or `load`. `places` is a table with one row a place, in the order of its ids: id, path, latitude,
+    longitude (degrees), easting, northing (metres), zone, south, size_bytes and mtime_ns of the file (-1 where the path
+    is no file). It is for reading: `add` and `remove` change the index.
+    """
+
+    def __init__(
+        self,
+        places: pd.DataFrame,
+        store: VectorStore,
+        *,
+        model_name: str,
+        weight_hash: str,
+        next_id: int = 0,
+        threshold: Threshold | None = None,
+    ) -> None:
+        self.places = places
+        self.model_name = model_name
+        self.weight_hash = weight_hash
+        self._store = store
+        self._next_id = next_id
+        self._threshold = threshold
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def dim(self) -> int:
+        """Numbers in a descriptor."""
+        return self._store.dim
+
+    @property
+    def positions(self) -> Positions:
+        """Where the places are, in the order of `places`."""
+        columns = ("latitude", "longitude", "easting", "northing", "zone", "south")
+        return Positions(**{name: self.places[name].to_numpy() for name in columns})
+
+    @property
+    def threshold(self) -> Threshold:
+        """Score below which a photo counts as outside the map; chosen anew after `add` and `remove`."""
+        if self._threshold is None:
+            self._threshold = choose_threshold(self._store, self.positions)
+        return self._threshold
+
+    @classmethod
+    def build(cls, descriptors: Descriptors, positions: Positions | None = None) -> Self:
+        """An index of all descriptors.
+
+        Args:
+            descriptors: of the database photos, as `embed_images` gives them.
+            positions: where they were taken, one a descriptor; without them no place has coordinates.
+
+        Raises: ValueError if there is no descriptor, or as `add`.
+        """
+        vectors = descriptors.vectors
+        if vectors.ndim != 2 or not all(vectors.shape):
+            raise ValueError(
+                f"The descriptors have shape {vectors.shape}, and {len(descriptors.skipped)} photos were skipped; an "
+                "index needs (rows, dim) with at least one row. Look into `descriptors.skipped`."
+            )
+        places = PLACES_SCHEMA.empty_table().to_pandas()
+        store = FaissStore(vectors.shape[1])
+        index = cls(places, store, model_name=descriptors.model_name, weight_hash=descriptors.weight_hash)
+        index.add(descriptors, positions)
+        return index
+
+    def add(self, descriptors: Descriptors, positions: Positions | None = None) -> np.ndarray:
+        """Ids (rows,) int64 of the places added, in the order of the descriptors. An id is never given twice.
+
+        Raises: ValueError, and nothing is added, if the descriptors come from another model, hold a number that isn't
+            finite or a row that isn't of length 1, don't fit their paths or positions, or if a path is there already.
+        """
+        vectors = self._checked_vectors(descriptors)
+        rows, paths = len(vectors), [str(path) for path in descriptors.paths]
+        if len(paths) != rows:
+            raise ValueError(f"The descriptors have {rows} rows but {len(paths)} paths. Give one path for each row.")
+        positions = Positions.unknown(rows) if positions is None else positions
+        if len(positions) != rows:
+            raise ValueError(
+                f"There are {len(positions)} positions for {rows} descriptors. Give one for each row; photos that "
+                "could not be embedded are in `descriptors.skipped` and have no row."
+            )
+        self._check_paths(paths)
+        ids = np.arange(self._next_id, self._next_id + rows, dtype=np.int64)
+        size_bytes, mtime_ns = _file_states(paths)
+        added = pd.DataFrame(
+            {
+                "id": ids,
+                "path": paths,
+                "latitude": positions.latitude,
+                "longitude": positions.longitude,
+                "easting": positions.easting,
+                "northing": positions.northing,
+                "zone": np.asarray(positions.zone, np.int16),
+                "south": np.asarray(positions.south, bool),
+                "size_bytes": size_bytes,
+                "mtime_ns": mtime_ns,
+            }
+        ).astype({"path": self.places["path"].dtype})
+        places = pd.concat([self.places, added], ignore_index=True) if len(self.places) else added
+        self._store.add(ids, vectors)
+        self.places, self._next_id, self._threshold = places, self._next_id + rows, None
+        return ids
+
+    def remove(self, ids: int | Iterable[int]) -> int:
+        """Number of places removed.
+
+        Raises: ValueError, and nothing is removed, if an id isn't in the index.
+        """
+        ids = np.unique(_as_ids(ids, "ids"))
+        known = self.places["id"].to_numpy()
+        if missing := ids[~np.isin(ids, known)].tolist():
+            raise ValueError(
+                f"The index has no places with the ids {_some(missing)}. Take ids from the column id of `places`; "
+                "those of removed places aren't used again."
+            )
+        self._store.remove(ids)
+        self.places = self.places[~np.isin(known, ids)].reset_index(drop=True)
+        self._threshold = None
+        return len(ids)
+
+    def search(
+        self,
+        queries: Descriptors | np.ndarray,
+        k: int = 5,
+        *,
+        near: tuple[float, float] | None = None,
+        radius_m: float | None = None,
+        exclude: int | Iterable[int] | None = None,
+    ) -> Matches:
+        """The k places most like each query.
+
+        Args:
+            queries: descriptors, or vectors (queries, dim) of length 1 of which you know that the same model made them.
+            k: matches a query; where there are fewer places the rest of a row is empty.
+            near: (latitude, longitude) in degrees: only places within `radius_m` of it are ranked, as with a prior
+                position. A place without coordinates is never near.
+            radius_m: metres, inclusive.
+            exclude: ids that aren't ranked, such as a robot's latest frames in a loop closure.
+
+        Raises: ValueError if the queries come from another model, have another dim or hold numbers that aren't finite.
+        """
+        vectors = self._checked_vectors(queries)
+        k = _as_whole(k, "k")
+        scores, ids = self._store.search(vectors, k, self._allowed(near, radius_m, exclude))
+        # -1, where there is no match, is found nowhere and must not become a row number.
+        rows = np.where(ids < 0, -1, np.searchsorted(self.places["id"].to_numpy(), ids))
+        return Matches(
+            ids=ids,
+            scores=scores,
+            paths=_take(self.places["path"], rows, ""),
+            latitude=_take(self.places["latitude"], rows, np.nan),
+            longitude=_take(self.places["longitude"], rows, np.nan),
+        )
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index as one folder: vectors (FAISS), table of places (Parquet), `index.json`.
+
+        A save that is interrupted, even by `kill -9`, leaves the index that was there before whole. One process saves
+        into a folder at a time.
+        """
+        settings = {
+            "model_name": self.model_name,
+            "weight_hash": self.weight_hash,
+            "store": self._store.kind,
+            "dim": self.dim,
+            "count": len(self),
+            "next_id": self._next_id,
+            "threshold": self.threshold.score,
+            "threshold_rule": self.threshold.rule,
+        }
+        write_index_folder(folder, settings, self.places, self._store.write)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, verify: bool = True) -> Self:
+        """The index that `save` wrote.
+
+        Args:
+            folder: what was given to `save`.
+            verify: compare the SHA-256 of the files too (about a second for every 1.5 GB), so that a single changed
+                byte is found. Truncated and mixed folders are found without.
+
+        Raises: FileNotFoundError if there is no index; ValueError if it is truncated, mixed or damaged.
+        """
+        settings, vectors_path, places = read_index_folder(folder, verify)
+        if settings["store"] != FaissStore.kind:
+            raise ValueError(
+                f"{Path(folder) / SETTINGS_FILE} names a store of kind {settings['store'][:40]!r}, but this version of "
+                f"d2vpr_hf has {FaissStore.kind!r} alone. Update d2vpr_hf, or build the index again."
+            )
+        store = FaissStore.read(vectors_path)
+        ids = places["id"].to_numpy()
+        if store.dim != settings["dim"] or not np.array_equal(store.ids(), ids):
+            raise ValueError(
+                f"{vectors_path} holds {len(store)} vectors of {store.dim} numbers, which don't belong to the "
+                f"{len(ids)} places of {settings['dim']} numbers in {folder}. Build the index again with `d2vpr index`."
+            )
+        if (np.diff(ids) <= 0).any() or (len(ids) and not 0 <= ids[0] <= ids[-1] < settings["next_id"]):
+            raise ValueError(
+                f"{folder} has ids of places that don't rise from 0 to below next_id ({settings['next_id']}). Build "
+                "the index again with `d2vpr index`."
+            )
+        return cls(
+            places,
+            store,
+            model_name=settings["model_name"],
+            weight_hash=settings["weight_hash"],
+            next_id=settings["next_id"],
+            threshold=Threshold(settings["threshold"], settings["threshold_rule"]),
+        )
+
+    def _allowed(
+        self, near: tuple[float, float] | None, radius_m: float | None, exclude: int | Iterable[int] | None
+    ) -> np.ndarray | None:
+        """Ids that may be ranked; None where all may."""
+        if (near is None) != (radius_m is None):
+            raise ValueError(
+                f"near is {near} and radius_m is {radius_m}, but they go together: near=(latitude, longitude) in "
+                "degrees and radius_m in metres."
+            )
+        if near is None and exclude is None:
+            return None
+        ids = self.places["id"].to_numpy()
+        keep = np.ones(len(ids), bool) if near is None else self._within(near, radius_m)
+        if exclude is not None:
+            keep &= ~np.isin(ids, _as_ids(exclude, "exclude"))
+        return ids[keep]
+
+    def _within(self, near: tuple[float, float], radius_m: float) -> np.ndarray:
+        """(places,) bool: within `radius_m` of a point."""
+        try:
+            latitude, longitude = (float(value) for value in near)
+            radius_m = float(radius_m)
+        except (TypeError, ValueError):
+            latitude = longitude = radius_m = np.nan
+        if not (abs(latitude) <= 90 and abs(longitude) <= 180 and 0 <= radius_m < np.inf):
+            raise ValueError(
+                f"near is {near} and radius_m is {radius_m}, but near must be (latitude, longitude) within ±90 and "
+                "±180 degrees, and radius_m metres from 0."
+            )
+        places_latitude = self.places["latitude"].to_numpy()
+        # The exact distance is slow for millions of places; a band of latitudes leaves few.
+        rows = np.flatnonzero(np.abs(places_latitude - latitude) <= radius_m / _LEAST_METRES_A_DEGREE)
+        places_longitude = self.places["longitude"].to_numpy()[rows]
+        within = np.zeros(len(self), bool)
+        within[rows] = distances_m(latitude, longitude, places_latitude[rows], places_longitude) <= radius_m
+        return within
+
+    def _checked_vectors(self, queries: Descriptors | np.ndarray) -> np.ndarray:
+        """Vectors (rows, dim) of descriptors that can be compared with this index."""
+        if isinstance(queries, np.ndarray):
+            vectors = queries
+        elif queries.weight_hash != self.weight_hash:
+            raise ValueError(
+                f"This index holds descriptors of {self.model_name} (weights {self.weight_hash[:8]}), but the others "
+                f"come from {queries.model_name} (weights {queries.weight_hash[:8]}), and the two can't be compared. "
+                f"Embed the photos with {self.model_name}, or build a new index with `d2vpr index`."
+            )
+        else:
+            vectors = queries.vectors
+        if vectors.ndim != 2 or vectors.shape[1] != self.dim or not np.issubdtype(vectors.dtype, np.floating):
+            raise ValueError(
+                f"The descriptors have shape {vectors.shape} and type {vectors.dtype}, but this index takes floating "
+                f"numbers of shape (rows, {self.dim}), a single one as (1, {self.dim}). Embed the photos with "
+                f"{self.model_name}."
+            )
+        for start in range(0, len(vectors), _CHECK_ROWS):
+            block = np.asarray(vectors[start : start + _CHECK_ROWS], np.float32)
+            # A sum of squares is near 1 only if all its numbers are finite.
+            with np.errstate(over="ignore", invalid="ignore"):
+                wrong = ~(np.abs(np.sqrt(np.einsum("ij,ij->i", block, block)) - 1) < _LENGTH_TOLERANCE)
+            if wrong.any():
+                rows = np.flatnonzero(wrong) + start
+                names = [] if isinstance(queries, np.ndarray) else [queries.paths[row] for row in rows[:3]]
+                raise ValueError(
+                    f"The descriptors in rows {_some(rows.tolist())} {names or ''} hold numbers that aren't finite, or "
+                    f"aren't of length 1 (row {rows[0]} has length {np.linalg.norm(vectors[rows[0]]):.4g}); scores of "
+                    "such rows mean nothing. Embed these photos again, or divide each row by its length."
+                )
+        return vectors
+
+    def _check_paths(self, paths: Sequence[str]) -> None:
+        """Refuse paths that are in the index already or twice in `paths`."""
+        new = pd.Series(paths, dtype=self.places["path"].dtype)
+        if (twice := new.isin(self.places["path"])).any():
+            raise ValueError(
+                f"The index already has {_some(new[twice].tolist())}. Remove these places first (`remove` takes their "
+                "ids), then add them again."
+            )
+        if (twice := new.duplicated()).any():
+            raise ValueError(f"The descriptors name {_some(new[twice].tolist())} more than once. Give each photo once.")
+
+
+def _as_whole(value: int, name: str) -> int:
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = 0
+    if whole < 1 or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}, but must be a whole number from 1.")
+    return whole
+
+
+def _as_ids(ids: int | Iterable[int], name: str) -> np.ndarray:
+    array = np.asarray(ids if np.isscalar(ids) or isinstance(ids, np.ndarray) else list(ids))
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"{name} holds {array.dtype} values, but ids are whole numbers: the column id of `places`.")
+    return array.astype(np.int64).ravel()
+
+
+def _some(names: Sequence[object]) -> str:
+    shown = ", ".join(str(name) for name in names[:5])
+    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+
+
+def _take(column: pd.Series, rows: np.ndarray, empty: object) -> np.ndarray:
+    """Values of a column in the shape of `rows`; `empty` where a row is -1."""
+    values = column.array.take(rows.ravel(), allow_fill=True)
+    taken = np.asarray(values, dtype=object if isinstance(empty, str) else np.float64).reshape(rows.shape)
+    taken[rows < 0] = empty
+    return taken
+
+
+def _file_states(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Size in bytes and time of the last change in nanoseconds (rows,) of files; -1 where a path is no file."""
+    states = np.full((2, len(paths)), -1, np.int64)
+    for row, path in enumerate(paths):
+        try:
+            state = text_to_path(path).stat()
+        except (OSError, ValueError):  # ValueError: a null character in the name
+            continue
+        states[:, row] = state.st_size, state.st_mtime_ns
+    return states[0], states[1]
