@@ -21,7 +21,6 @@ class MeanColour(torch.nn.Module):
     def __init__(self, scale=1.0):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(scale))
-        self.config = SimpleNamespace(name_or_path="mean-colour", _name_or_path="mean-colour")
 
     def forward(self, pixel_values):
         colour = pixel_values.mean(dim=(2, 3)) - 0.5
@@ -75,7 +74,7 @@ POSITIVES = {
 @pytest.fixture
 def run():
     def run(protocol, **options):
-        options = {"model": MeanColour(), "processor": PlainProcessor(), "workers": 0, "progress": False} | options
+        options = {"model": MeanColour(), "processor": PlainProcessor(), "workers": 1, "progress": False} | options
         return evaluate_protocol(protocol, **options)
 
     return run
@@ -143,7 +142,7 @@ def test_two_folders_with_a_radius(tmp_path, run):
 def test_an_index_is_a_database(folders, run):
     model, processor = MeanColour(), PlainProcessor()
     photos = read_photo_folder(folders / "database")
-    index = PlaceIndex.build(embed_images(photos.paths, model=model, processor=processor, workers=0, progress=False))
+    index = PlaceIndex.build(embed_images(photos.paths, model=model, processor=processor, workers=1, progress=False))
     index.remove(index.places["id"][0])  # blue; ids and rows differ from here on
     index.save(folders / "places")
     for database in (index, folders / "places"):
@@ -152,7 +151,7 @@ def test_an_index_is_a_database(folders, run):
         result = run(protocol, ks=(1, 2))
         assert result.recall == {1: 2 / 4, 2: 3 / 4}
         assert result.ranking[1:, 0].tolist() == [0, 1, 2]
-        with pytest.raises(ValueError, match=r"can't be compared.*mean-colour"):
+        with pytest.raises(ValueError, match=r"can't be compared.*MeanColour"):
             run(protocol, model=MeanColour(2.0))
 
 
@@ -205,22 +204,6 @@ def test_unreadable_photos_are_reported_and_queries_among_them_count_as_misses(f
 def test_wrong_protocols_are_refused(folders, options, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         folder_protocol(folders / "database", folders / "queries", **options)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "isn't JSON"),
-        ("[]", "holds a list"),
-        ('{"green.png": ["red.png"], "green.png": []}', "lists green.png more than once"),
-        ('{"green.png": null}', "must give a list"),
-    ],
-)
-def test_wrong_positives_files_are_refused(folders, content, message):
-    path = folders / "positives.json"
-    path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        folder_protocol(folders / "database", folders / "queries", positives=path)
 
 
 def test_empty_folders_and_wrong_cut_offs_are_refused(folders, run):

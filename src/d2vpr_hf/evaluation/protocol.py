@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from d2vpr_hf import __version__
-from d2vpr_hf.data.coordinates import Positions, positives_within
-from d2vpr_hf.data.folders import PhotoFolder, read_photo_folder
-from d2vpr_hf.data.images import path_to_text
-from d2vpr_hf.evaluation.positives import read_positives
-from d2vpr_hf.evaluation.recall import Denominator, count_positives, recall_at_k
-from d2vpr_hf.retrieval.embed import Descriptors, embed_images, weight_hash
-from d2vpr_hf.retrieval.index import PlaceIndex
-from d2vpr_hf.retrieval.index_folder import SETTINGS_FILE
+from .. import __version__
+from ..data.coordinates import Positions, positives_within
+from ..data.folders import PhotoFolder, read_photo_folder
+from ..data.images import path_to_text
+from ..retrieval.embed import Descriptors, _default_device, embed_images, weight_hash
+from ..retrieval.index import PlaceIndex
+from ..retrieval.index_folder import SETTINGS_FILE
+from .positives import read_positives
+from .recall import Denominator, count_positives, recall_at_k
 
 RESULTS_FILE = "results.json"
 
@@ -233,10 +233,10 @@ def evaluate_protocol(
         processor: the model's image processor.
         ks: cut-offs of recall@k; the largest is the number of answers kept. A k above the size of the database takes
             all of it.
-        batch_size: photos a step; it changes the result only where a model compares images of a batch.
-        device: where to embed; by default where `embed_images` does.
-        dtype: number type of the computation.
-        workers: processes or threads that read photos.
+        batch_size: photos at a time. The result doesn't depend on it, unless the model mixes a batch's images.
+        device: where to embed; by default where the model is, or the first GPU for a model on the CPU.
+        dtype: arithmetic under autocast; descriptors are float32 in any case.
+        workers: threads that decode; by default one for each core.
         progress: show a bar.
 
     Raises: ValueError if a k isn't a whole number from 1, if the index comes from other weights, or if no photo of a
@@ -246,6 +246,8 @@ def evaluate_protocol(
     if not ks:
         raise ValueError("ks is empty. Give at least one cut-off, such as 1.")
     database, queries = protocol.database, protocol.queries
+    # Named here, because the results say where the descriptors were computed.
+    device = _default_device(next(model.parameters()).device) if device is None else torch.device(device)
     options = {"batch_size": batch_size, "device": device, "dtype": dtype, "workers": workers, "progress": progress}
 
     def embed(folder: PhotoFolder, kind: str) -> tuple[Descriptors, np.ndarray]:
@@ -293,7 +295,7 @@ def evaluate_protocol(
             "k": ks,
             "batch_size": batch_size,
             "dtype": dtype,
-            "device": str(next(model.parameters()).device) if device is None else str(device),
+            "device": str(device),
             "image_size": _image_size(processor),
         },
         versions={"d2vpr_hf": __version__, "python": platform.python_version()}

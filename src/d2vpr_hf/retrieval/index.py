@@ -10,12 +10,12 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from d2vpr_hf.data.coordinates import Positions, distances_m
-from d2vpr_hf.data.images import text_to_path
-from d2vpr_hf.retrieval.embed import Descriptors
-from d2vpr_hf.retrieval.index_folder import PLACES_SCHEMA, SETTINGS_FILE, read_index_folder, write_index_folder
-from d2vpr_hf.retrieval.store import FaissStore, VectorStore
-from d2vpr_hf.retrieval.threshold import Threshold, choose_threshold
+from ..data.coordinates import Positions, distances_m
+from ..data.images import text_to_path
+from .embed import Descriptors
+from .index_folder import PLACES_SCHEMA, SETTINGS_FILE, read_index_folder, write_index_folder
+from .store import FaissStore, VectorStore
+from .threshold import Threshold, choose_threshold
 
 # No point is nearer than its difference in latitude; a degree of latitude is never shorter than this (110,574 m).
 _LEAST_METRES_A_DEGREE = 110_570.0

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from d2vpr_hf.retrieval.embed import Descriptors
-from d2vpr_hf.retrieval.index import PlaceIndex
+from .embed import Descriptors
+from .index import PlaceIndex
 
 
 @dataclass(frozen=True)

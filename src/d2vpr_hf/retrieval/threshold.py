@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d2vpr_hf.data.coordinates import Positions, positives_within
-from d2vpr_hf.retrieval.store import VectorStore
+from ..data.coordinates import Positions, positives_within
+from .store import VectorStore
 
 APART_M = 100.0
 MOST_PHOTOS = 2000
