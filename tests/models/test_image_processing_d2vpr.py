@@ -79,8 +79,10 @@ def test_batch_in_batch_out(photo):
     fractions = processor([array / np.float32(255)], do_rescale=False, return_tensors="pt").pixel_values
     # PIL rounds 8-bit pixels once along each side, to one level together at most.
     assert (fractions[0] - pixels[0]).abs().max() < 1.01 / 255 / STD.min()
-    grey = processor(np.asarray(photo.convert("L")), return_tensors="pt").pixel_values
-    assert torch.equal(grey, processor(photo.convert("L"), return_tensors="pt").pixel_values)
+    grey = photo.convert("L")
+    expected = processor(grey, return_tensors="pt").pixel_values
+    for form in (np.asarray(grey), [np.asarray(grey)], np.asarray(grey)[None], torch.from_numpy(np.array(grey))):
+        assert torch.equal(processor(form, return_tensors="pt").pixel_values, expected)
 
 
 def test_what_it_cannot_do_it_refuses(photo):

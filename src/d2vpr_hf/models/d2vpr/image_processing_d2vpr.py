@@ -5,7 +5,13 @@ import torch
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import ChannelDimension, PILImageResampling, SizeDict, infer_channel_dimension_format
+from transformers.image_utils import (
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
 from transformers.processing_utils import ImagesKwargs
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
@@ -121,6 +127,12 @@ class D2VprImageProcessor(PilBackend):
                 'such as {"height": 224, "width": 224} or {"height": 322, "width": 322}.'
             )
 
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[ImageInput]:
+        # A grey photo is often an array (height, width), which transformers doesn't take for an image.
+        if isinstance(images, (list, tuple)):
+            images = [with_channel_axis(image) for image in images]
+        return super()._prepare_images_structure(with_channel_axis(images), expected_ndims)
+
     def process_image(
         self,
         image: Image.Image | np.ndarray | torch.Tensor,
@@ -189,6 +201,11 @@ class D2VprImageProcessor(PilBackend):
         smooth = {"antialias": antialias, "align_corners": False} if mode != "nearest-exact" else {}
         pixels = torch.from_numpy(np.ascontiguousarray(to_channels_first(image), dtype=np.float32))
         return torch.nn.functional.interpolate(pixels[None], shape, mode=mode, **smooth)[0].numpy()
+
+
+def with_channel_axis(image: ImageInput) -> ImageInput:
+    """An array (height, width) as (height, width, 1); anything else as it is."""
+    return image[..., None] if isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 2 else image
 
 
 def to_channels_first(image: Image.Image | np.ndarray) -> np.ndarray:
