@@ -1,7 +1,6 @@
 """Runs an evaluation: which photos are the database and the queries, what counts as right, and the numbers."""
 
 import json
-import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from ..data.images import path_to_text
 from ..retrieval.embed import Descriptors, _default_device, embed_images, weight_hash
 from ..retrieval.index import PlaceIndex
 from ..retrieval.index_folder import SETTINGS_FILE
+from ..retrieval.row_files import replace_file
 from .positives import read_positives
 from .recall import Denominator, count_positives, recall_at_k
 
@@ -134,15 +134,8 @@ class Evaluation:
         """Path of `results.json`, written into `folder` whole or not at all."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        path, temporary = folder / RESULTS_FILE, folder / f".{RESULTS_FILE}.{os.getpid()}"
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(self.to_json(), file, indent=2, ensure_ascii=False, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        path = folder / RESULTS_FILE
+        replace_file(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False).encode())
         return path
 
     def markdown(self) -> str:
