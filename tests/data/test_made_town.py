@@ -16,7 +16,8 @@ from pyproj import Transformer
 import d2vpr_hf
 from d2vpr_hf.data.made_town import CITY, ORIGIN_EAST_M, ORIGIN_NORTH_M, make_town
 from d2vpr_hf.data.street_plan import PAVEMENT_M, lay_out_street
-from d2vpr_hf.data.street_scene import Cameras, render
+from d2vpr_hf.data.street_rays import Cameras
+from d2vpr_hf.data.street_scene import render
 from d2vpr_hf.data.street_weather import CONDITIONS, draw_weather
 
 SMALL = {"height": 48, "width": 64}
@@ -64,13 +65,16 @@ def test_two_processes_draw_the_same_bytes(tmp_path):
         "make_town(sys.argv[1], 2, 2, seed=5, layout='plain', queries=4, height=48, width=64)"
     )
     source = str(Path(d2vpr_hf.__file__).parents[1])
-    digests = []
-    for name in ("one", "other"):
-        subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / name)], check=True, env={**os.environ, "PYTHONPATH": source}
-        )
-        photos = sorted((tmp_path / name).rglob("*.jpg"))
-        digests.append([hashlib.sha256(photo.read_bytes()).hexdigest() for photo in photos])
+    folders = [tmp_path / "one", tmp_path / "other"]
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, str(folder)], env={**os.environ, "PYTHONPATH": source})
+        for folder in folders
+    ]
+    assert [run.wait() for run in runs] == [0, 0]
+    digests = [
+        [hashlib.sha256(photo.read_bytes()).hexdigest() for photo in sorted(folder.rglob("*.jpg"))]
+        for folder in folders
+    ]
     assert digests[0] == digests[1]
     assert len(set(digests[0])) == len(digests[0]) == 2 * 2 + 4 + 2  # and no two photos are the same
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .street_plan import lay_out_street
-from .street_scene import Cameras, render
+from .street_rays import Cameras
+from .street_scene import render
 from .street_weather import CONDITIONS, Weather, draw_weather
 
 LAYOUTS = ("utm", "gsv", "plain")
@@ -29,8 +30,8 @@ HOURS = {"day": (10, 15), "dusk": (18, 19), "night": (21, 23), "fog": (7, 10), "
 # Along and across the street, from the place's middle.
 DATABASE_REACH_M, QUERY_REACH_M, TRAINING_REACH_M = (3.0, 1.2), (3.5, 1.6), (5.0, 2.0)
 QUERY_TURN_DEG = (4.0, 18.0)
-NEAR_SHARE, NEAR_M, NEAR_TURN_DEG = 0.5, (0.6, 1.6), (1.0, 5.0)
-EASY_RADIUS_M, EASY_TURN_DEG = 0.7, 3.5
+NEAR_SHARE, NEAR_M, NEAR_TURN_DEG = 0.4, (0.6, 1.6), (1.0, 5.0)
+EASY_RADIUS_M, EASY_TURN_DEG = 0.6, 2.5
 
 
 @dataclass(frozen=True)
@@ -257,11 +258,15 @@ def _plan_queries(places: Tensor, database: _Shots, count: int, random: torch.Ge
     hard = math.ceil(0.55 * count)
     conditions = [HARD_CONDITIONS[i % 4] for i in range(hard)]
     conditions += ["dusk" if i % 4 == 0 else "day" for i in range(count - hard)]
-    conditions = [conditions[i] for i in torch.randperm(count, generator=random).tolist()]
+    # A fixed share in every condition is taken close to a database photo, the rest anywhere around the place.
+    near = torch.zeros(count, dtype=torch.bool)
+    for name in CONDITIONS:
+        rows = [i for i, condition in enumerate(conditions) if condition == name]
+        near[rows[: round(NEAR_SHARE * len(rows))]] = True
+    order = torch.randperm(count, generator=random)
+    conditions, near = [conditions[i] for i in order.tolist()], near[order]
     east, north = _stand(places[place], *QUERY_REACH_M, random)
     like = database.cameras[seen]
-    # Every other query is taken close to a database photo, the rest anywhere around the place.
-    near = torch.rand(count, generator=random) < NEAR_SHARE
     away, course = _uniform(count, *NEAR_M, random), _uniform(count, 0, 2 * math.pi, random)
     turn = torch.where(near, _turn(count, *NEAR_TURN_DEG, random), _turn(count, *QUERY_TURN_DEG, random))
     cameras = Cameras(
@@ -292,7 +297,7 @@ def _plan_easy_queries(database: _Shots, count: int, random: torch.Generator) ->
         like.field_deg,
     )
     conditions = ["day"] * count
-    weather = replace(database.weather[seen], traffic=torch.zeros(count))  # the same hour
+    weather = replace(database.weather.spread(seen), traffic=torch.zeros(count))  # the same hour
     place = torch.tensor(database.place)[seen].tolist()
     return _Shots(["queries_easy"] * count, place, cameras, weather, conditions)
 

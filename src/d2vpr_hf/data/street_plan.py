@@ -114,7 +114,7 @@ def lay_out_street(places: int, seed: int) -> Street:
     while (2 * blocks + 1) ** 2 - blocks**2 < places:
         blocks += 1
     lines = blocks + 3  # the town's own blocks + 1 streets, and one more on each side
-    half_width_x, half_width_y = 7.8 + 3.4 * torch.rand(2, lines, generator=random)
+    half_width_x, half_width_y = 8.4 + 2.8 * torch.rand(2, lines, generator=random)
     walls, wall_house, wall_kind, widths = _build_walls(half_width_x.tolist(), half_width_y.tolist(), random)
     return Street(
         half_width_x=half_width_x,

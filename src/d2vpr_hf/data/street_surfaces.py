@@ -22,11 +22,12 @@ from .street_plan import (
     WOOD,
     Street,
 )
+from .street_weather import Weather
 
 
 @dataclass(frozen=True)
 class Surface:
-    """What light meets at some points: albedo and glow are (points, 3) linear RGB, gloss is (points,)."""
+    """What light meets at some points: albedo and glow are (3, points) linear RGB, gloss is (points,)."""
 
     albedo: Tensor
     glow: Tensor | float = 0.0
@@ -47,7 +48,7 @@ def noise_at(noise: Tensor, a: Tensor, b: Tensor, texels_per_m: float = 24.0) ->
     """Fractal noise at coordinates in metres; repeats every `512 / texels_per_m` metres."""
     row = (a * texels_per_m).long() & 511
     column = (b * texels_per_m).long() & 511
-    return noise.flatten()[row * 512 + column]
+    return noise.flatten().index_select(0, row * 512 + column)
 
 
 def inside(value: Tensor, low: Tensor | float, high: Tensor | float, blur: Tensor) -> Tensor:
@@ -56,10 +57,14 @@ def inside(value: Tensor, low: Tensor | float, high: Tensor | float, blur: Tenso
 
 
 def mix(under: Tensor, over: Tensor | tuple[float, float, float], share: Tensor) -> Tensor:
-    """(points, 3) `over` laid on `under` where `share` (points,) is 1."""
+    """(3, points) `over` laid on `under` where `share` (points,) is 1."""
     if isinstance(over, tuple):
-        over = torch.tensor(over, device=under.device)
-    return torch.lerp(under, over.expand_as(under), share[:, None])
+        over = torch.tensor(over, device=under.device)[:, None]
+    return torch.addcmul(under, over - under, share)
+
+
+def _rgb(like: Tensor, red: float, green: float, blue: float) -> Tensor:
+    return torch.tensor([red, green, blue], device=like.device)[:, None]
 
 
 def roof_line(attributes: dict[str, Tensor], kind: Tensor, u: Tensor, length: Tensor) -> Tensor:
@@ -83,10 +88,7 @@ def shade_walls(
     length: Tensor,
     blur_u: Tensor,
     blur_z: Tensor,
-    lit_share: Tensor,
-    lamps: Tensor,
-    snow: Tensor,
-    visit: Tensor,
+    weather: Weather,
 ) -> Surface:
     """Facades at some points.
 
@@ -95,17 +97,19 @@ def shade_walls(
         u, z: (points,) metres from the wall's left end and above the ground.
         length: (points,) metres, the wall's.
         blur_u, blur_z: (points,) size of the pixel on the wall, in metres.
-        lit_share, lamps, snow, visit: (points,) of the photo's weather.
+        weather: of the photo of each point.
     """
-    attributes = dict(zip(HOUSE_ROWS, street.houses[:, house], strict=True))
+    lit_share, lamps, snow, visit = weather.lit_share, weather.lamps, weather.snow, weather.visit
+    attributes = dict(zip(HOUSE_ROWS, street.houses.index_select(1, house), strict=True))
     a = attributes
     front = kind == FRONT
     number = house * 4 + kind
     eaves = a["ground_m"] + a["storeys"] * a["storey_m"]
     albedo = _masonry(street.noise, a, u, z, blur_z, number)
-    trim = a["trim"][:, None] * torch.tensor([1.0, 0.97, 0.90], device=u.device)
-    palette = torch.tensor(ACCENT_COLOURS, device=u.device)
-    accent, door_colour = palette[a["accent"].long()], palette[a["door_accent"].long()]
+    trim = a["trim"] * _rgb(u, 1.0, 0.97, 0.90)
+    palette = torch.tensor(ACCENT_COLOURS, device=u.device).T
+    accent = palette.index_select(1, a["accent"].long())
+    door_colour = palette.index_select(1, a["door_accent"].long())
 
     # Storeys and columns. Sides and backs have fewer windows, and neither shops nor doors.
     margin = 0.35
@@ -160,9 +164,9 @@ def shade_walls(
     albedo = mix(albedo, trim * 0.85, cornice)
     tiles = attic & (a["roof"] == PITCHED)
     slate = 0.10 + 0.16 * a["roof_tint"]
-    tile_colour = torch.stack([slate * (1 + 1.2 * a["roof_tint"]), slate, slate * 0.9], dim=1)
-    tile_colour = tile_colour * (0.85 + 0.3 * inside((z / 0.35).frac(), 0.0, 0.6, blur_z / 0.35))[:, None]
-    albedo = torch.where((tiles & (window < 0.5))[:, None], mix(tile_colour, (0.88, 0.90, 0.94), 0.9 * snow), albedo)
+    tile_colour = torch.stack([slate * (1 + 1.2 * a["roof_tint"]), slate, slate * 0.9])
+    tile_colour = tile_colour * (0.85 + 0.3 * inside((z / 0.35).frac(), 0.0, 0.6, blur_z / 0.35))
+    albedo = torch.where(tiles & (window < 0.5), mix(tile_colour, (0.88, 0.90, 0.94), 0.9 * snow), albedo)
 
     albedo = mix(albedo, trim, window)
     behind = hash01(number, storey.long() + 9, column.long() + 1 + 1000)
@@ -171,9 +175,9 @@ def shade_walls(
     albedo = mix(albedo, pane, glass)
     lit = hash01(number, storey.long() + 9, column.long() + 1, visit) < torch.where(shop, 2.0 * lit_share, lit_share)
     warmth = hash01(number, column.long(), visit)
-    light = torch.stack([torch.full_like(warmth, 1.0), 0.62 + 0.25 * warmth, 0.28 + 0.40 * warmth], dim=1)
+    light = torch.stack([torch.full_like(warmth, 1.0), 0.62 + 0.25 * warmth, 0.28 + 0.40 * warmth])
     interior = 0.75 + 0.35 * noise_at(street.noise, u * 0.7, z * 1.1) - 0.35 * curtain
-    glow = light * (glass * lit * interior * (0.22 + 0.55 * lamps))[:, None]
+    glow = light * (glass * lit * interior * (0.22 + 0.55 * lamps))
 
     leaf_width = torch.full_like(half, 0.62).minimum(0.45 * pitch)
     door_top = 2.35
@@ -184,14 +188,14 @@ def shade_walls(
     albedo = mix(albedo, door_colour, panel)
     light_above = inside(across, -leaf_width + 0.1, leaf_width - 0.1, blur_u) * inside(z, 1.85, 2.25, blur_z) * is_door
     albedo = mix(albedo, (0.05, 0.05, 0.06), light_above)
-    glow = glow + light * (light_above * 0.5 * lamps)[:, None]
+    glow = glow + light * (light_above * 0.5 * lamps)
 
     balcony = front & ~on_ground & ~attic & (hash01(number, column.long() + 77) < a["balconies"])
     rail = inside(across, -half - 0.35, half + 0.35, blur_u) * inside(up, 0.0, 1.0, blur_z) * balcony
     slab = inside(across, -half - 0.4, half + 0.4, blur_u) * inside(up, -0.05, 0.16, blur_z) * balcony
     bars = torch.where(a["roof_tint"] > 0.5, 1.0, inside((u / 0.16).frac(), 0.0, 0.45, blur_u / 0.16))
     albedo = mix(albedo, (0.06, 0.06, 0.07), rail * bars.maximum(inside(up, 0.9, 1.0, blur_z)))
-    glow = glow * (1 - 0.8 * rail * bars)[:, None]
+    glow = glow * (1 - 0.8 * rail * bars)
     albedo = mix(albedo, trim * 0.7, slab)
 
     albedo, glow = _signs(a, albedo, glow, accent, u, z, length, blur_u, blur_z, front, eaves, lamps)
@@ -202,7 +206,7 @@ def shade_walls(
 
 def _masonry(noise: Tensor, a: dict[str, Tensor], u: Tensor, z: Tensor, blur_z: Tensor, number: Tensor) -> Tensor:
     """(points, 3) bare wall: courses of brick, boards, concrete panels or plaster, and stains on all of them."""
-    colour = torch.stack([a["wall_red"], a["wall_green"], a["wall_blue"]], dim=1)
+    colour = torch.stack([a["wall_red"], a["wall_green"], a["wall_blue"]])
     shift = (number % 97) * 0.37
     stain = 0.10 * noise_at(noise, u * 0.35 + shift, z * 0.2) + 0.07 * noise_at(noise, u * 1.7 + shift, z * 1.7)
     material = a["material"]
@@ -221,7 +225,7 @@ def _masonry(noise: Tensor, a: dict[str, Tensor], u: Tensor, z: Tensor, blur_z: 
         pattern = torch.where(material == kind, value, pattern)
     plinth = torch.where(z < 0.6, 0.72, 1.0)
     damp = 1 - 0.18 * (-z / 1.2).exp()
-    return colour * (pattern * (1 + stain) * plinth * damp)[:, None].clamp(min=0.05)
+    return colour * (pattern * (1 + stain) * plinth * damp).clamp(min=0.05)
 
 
 def _signs(
@@ -245,22 +249,22 @@ def _signs(
     fascia = inside(u, 0.25, length - 0.25, blur_u) * inside(z, fascia_low, fascia_high, blur_z) * shop
     letters = _letters(number, (u - 0.8) / 0.62, (fascia_high - z) / 0.8, 5 + (number % 5), blur_u / 0.62)
     ink = letters * fascia
-    pale = (accent.mean(dim=1) < 0.3).float()[:, None].expand_as(accent) * 0.85 + 0.03
+    pale = (accent.mean(dim=0) < 0.3).float().expand_as(accent) * 0.85 + 0.03
     albedo = mix(mix(albedo, accent, fascia), pale, ink)
-    sign_light = (fascia * (0.25 + 0.75 * hash01(number, 5)))[:, None] * lamps[:, None]
-    glow = torch.lerp(glow, albedo * 0.9, sign_light.clamp(max=0.9))
+    sign_light = fascia * (0.25 + 0.75 * hash01(number, 5)) * lamps
+    glow = mix(glow, albedo * 0.9, sign_light.clamp(max=0.9))
     awning = shop & (a["awning"] > 0) & (hash01(number, 8) < 0.8)
     cloth = inside(u, 0.3, length - 0.3, blur_u) * inside(z, fascia_low - 0.75, fascia_low - 0.02, blur_z) * awning
     stripe = inside((u / 0.8).frac(), 0.0, 0.5, blur_u / 0.8)
     albedo = mix(albedo, mix(accent * 1.15, (0.75, 0.73, 0.68), stripe), cloth)
-    glow = glow * (1 - cloth)[:, None]
+    glow = glow * (1 - cloth)
 
     left = 0.4 + a["banner"] * (length - 1.9)
     banner = inside(u, left, left + 1.1, blur_u) * inside(z, a["ground_m"] + 0.5, eaves - 0.5, blur_z)
     banner = banner * (front & (a["banner"] > 0))
     letters = _letters(number + 31, (u - left - 0.16) / 0.9, (eaves - 0.7 - z) / 1.1, 1, blur_u / 0.9, rows=9)
     albedo = mix(mix(albedo, accent, banner), pale, letters * banner)
-    glow = torch.lerp(glow, albedo * 0.8, (0.7 * banner * lamps)[:, None].clamp(max=0.9))
+    glow = mix(glow, albedo * 0.8, (0.7 * banner * lamps).clamp(max=0.9))
     return albedo, glow
 
 
@@ -279,8 +283,8 @@ def shade_ground(street: Street, east: Tensor, north: Tensor, blur: Tensor, wet:
     """Road, markings, pavement and yards at (points,) metres east and north; blur is the pixel's size in metres."""
     line_x, line_y = (east / BLOCK_M).round(), (north / BLOCK_M).round()
     last = len(street.half_width_x) - 1
-    half_x = street.half_width_x[(line_x.long() + 1).clamp(0, last)]
-    half_y = street.half_width_y[(line_y.long() + 1).clamp(0, len(street.half_width_y) - 1)]
+    half_x = street.half_width_x.index_select(0, (line_x.long() + 1).clamp(0, last))
+    half_y = street.half_width_y.index_select(0, (line_y.long() + 1).clamp(0, last))
     across_x, across_y = (east - line_x * BLOCK_M).abs(), (north - line_y * BLOCK_M).abs()
     road_x, road_y = half_x - PAVEMENT_M, half_y - PAVEMENT_M
     in_x, in_y = across_x < half_x, across_y < half_y
@@ -290,7 +294,7 @@ def shade_ground(street: Street, east: Tensor, north: Tensor, blur: Tensor, wet:
     fine = noise_at(street.noise, east * 3.1, north * 3.1) * (1 - blur * 6).clamp(0, 1)
     grey = torch.full_like(east, 0.115) * (1 + 0.25 * coarse + 0.25 * fine)
     repair = hash01((east / 3.5).floor().long(), (north / 5.0).floor().long(), 3) < 0.10
-    road = torch.where(repair, grey * 0.72, grey)[:, None] * torch.tensor([1.0, 1.0, 1.03], device=east.device)
+    road = torch.where(repair, grey * 0.72, grey) * _rgb(east, 1.0, 1.0, 1.03)
 
     # Paint: along the street whose crossing is the farther one.
     along_x = across_y > half_y + 0.5  # on a north-south street, away from the crossing
@@ -308,18 +312,18 @@ def shade_ground(street: Street, east: Tensor, north: Tensor, blur: Tensor, wet:
 
     tone = 0.30 * (1 + 0.14 * coarse + 0.10 * fine + 0.12 * (hash01(east.floor().long(), north.floor().long()) - 0.5))
     joint = torch.maximum(inside(east.frac().abs(), -1.0, 0.05, blur), inside(north.frac().abs(), -1.0, 0.05, blur))
-    pavement = (tone * (1 - 0.3 * joint))[:, None] * torch.tensor([1.0, 0.97, 0.92], device=east.device)
+    pavement = tone * (1 - 0.3 * joint) * _rgb(east, 1.0, 0.97, 0.92)
     kerb = inside(outside, -0.02, 0.22, blur)
     pavement = mix(pavement, (0.44, 0.43, 0.41), kerb)
-    albedo = torch.where((outside < 0)[:, None], road, pavement)
+    albedo = torch.where(outside < 0, road, pavement)
     gutter = inside(outside, -0.35, 0.0, blur)
-    albedo = albedo * (1 - 0.35 * gutter)[:, None]
+    albedo = albedo * (1 - 0.35 * gutter)
     yard = ~(in_x | in_y)
-    grass = (0.8 + 0.3 * coarse)[:, None] * torch.tensor([0.16, 0.20, 0.08], device=east.device)
-    albedo = torch.where(yard[:, None], grass, albedo)
+    grass = (0.8 + 0.3 * coarse) * _rgb(east, 0.16, 0.20, 0.08)
+    albedo = torch.where(yard, grass, albedo)
     tracks = inside(torch.where(along_x, across_x, across_y), 1.0, 1.5, blur.clamp(min=0.3)) * (outside < 0)
     cover = snow * (0.92 - 0.55 * tracks - 0.25 * (outside < 0) + 0.25 * coarse).clamp(0, 1)
-    albedo = mix(albedo * (1 - 0.45 * wet)[:, None], (0.84, 0.87, 0.92), cover)
+    albedo = mix(albedo * (1 - 0.45 * wet), (0.84, 0.87, 0.92), cover)
     puddle = ((coarse * 1.6 + 0.6) * (outside < 0.0)).clamp(0.15, 1)
     return Surface(albedo=albedo, gloss=wet * puddle)
 
@@ -349,15 +353,15 @@ def shade_boards(noise: Tensor, board: Tensor, x: Tensor, z: Tensor, lamps: Tens
     leafy = leafy & ((z > foot) | (x.abs() > 0.2))
     clumps = noise_at(noise, x * 1.3 + number * 3.7, z * 1.3) * 0.5 + noise_at(noise, z * 4 + number, x * 4) * 0.35
     top = ((z - middle) / half).clamp(-1, 1)
-    green = torch.stack([0.07 + 0.10 * tint, 0.145 - 0.01 * tint, 0.035 + 0 * tint], dim=1)
-    leaves = green * (1 + 0.45 * top + 0.7 * clumps).clamp(0.25, 2.2)[:, None]
+    green = torch.stack([0.07 + 0.10 * tint, 0.145 - 0.01 * tint, 0.035 + 0 * tint])
+    leaves = green * (1 + 0.45 * top + 0.7 * clumps).clamp(0.25, 2.2)
     leaves = mix(leaves, (0.85, 0.88, 0.92), snow * (0.45 + 0.4 * top + 0.6 * clumps).clamp(0, 0.95))
-    bark = torch.tensor([0.11, 0.085, 0.065], device=x.device) * (1 + 0.4 * clumps)[:, None].clamp(min=0.3)
-    albedo = torch.where(leafy[:, None], leaves, bark)
+    bark = _rgb(x, 0.11, 0.085, 0.065) * (1 + 0.4 * clumps).clamp(min=0.3)
+    albedo = torch.where(leafy, leaves, bark)
     is_lamp = kind == LAMP
-    albedo = torch.where(is_lamp[:, None], torch.full_like(albedo, 0.10), albedo)
+    albedo = torch.where(is_lamp, torch.full_like(albedo, 0.10), albedo)
     head = is_lamp & (z > height - 0.3)
-    glow = torch.tensor([1.0, 0.80, 0.50], device=x.device) * (3.0 * lamps * head)[:, None]
+    glow = _rgb(x, 1.0, 0.80, 0.50) * (3.0 * lamps * head)
     return Surface(albedo=albedo, glow=glow)
 
 
@@ -380,12 +384,12 @@ def shade_cars(
 
     Args:
         colour: (points,) row in `CAR_COLOURS`.
-        size: (points, 3) half length, half width and height of the roof, in metres.
+        size: (3, points) half length, half width and height of the roof, in metres.
         along, across, z: (points,) metres from the middle of the car, and above the ground.
         cabin: (points,) whether the point lies on the upper box.
     """
-    paint = torch.tensor(CAR_COLOURS, device=z.device)[colour]
-    half_length, half_width, roof = size.unbind(1)
+    paint = torch.tensor(CAR_COLOURS, device=z.device).T.index_select(1, colour)
+    half_length, half_width, roof = size.unbind(0)
     on_flank = (across.abs() > half_width - 0.03) | (cabin & (across.abs() > half_width - 0.16))
     van = roof > 1.8
     top = z > roof - 0.03
@@ -393,21 +397,17 @@ def shade_cars(
     pillar = ((along / (half_length * 0.5)).frac().abs() > 0.9) & on_flank
     cargo = van & (along < half_length * 0.35) & on_flank
     window = cabin & ~top & (z > waist) & (z < roof - 0.1) & ~pillar & ~cargo
-    albedo = torch.where(window[:, None], torch.full_like(paint, 0.03), paint)
+    albedo = torch.where(window, torch.full_like(paint, 0.03), paint)
     wheel_from = (along.abs() - half_length * 0.62).abs()
     wheel = on_flank & ~cabin & (wheel_from**2 + (z - 0.32) ** 2 < 0.33**2)
     hub = wheel & (wheel_from**2 + (z - 0.32) ** 2 < 0.17**2)
-    albedo = torch.where(wheel[:, None], torch.full_like(paint, 0.02), albedo)
-    albedo = torch.where(hub[:, None], torch.full_like(paint, 0.30), albedo)
+    albedo = torch.where(wheel, torch.full_like(paint, 0.02), albedo)
+    albedo = torch.where(hub, torch.full_like(paint, 0.30), albedo)
     sill = ~wheel & (z < 0.33)
-    albedo = torch.where(sill[:, None], torch.full_like(paint, 0.03), albedo)
+    albedo = torch.where(sill, torch.full_like(paint, 0.03), albedo)
     end = (along.abs() > half_length - 0.03) & (across.abs() > half_width * 0.6) & (z > 0.55) & (z < 0.78)
-    light = torch.where(
-        (along > 0)[:, None],
-        torch.tensor([0.8, 0.8, 0.75], device=z.device),
-        torch.tensor([0.5, 0.03, 0.02], device=z.device),
-    )
-    albedo = torch.where(end[:, None], light, albedo)
+    lights = torch.where(along > 0, _rgb(z, 0.8, 0.8, 0.75), _rgb(z, 0.5, 0.03, 0.02))
+    albedo = torch.where(end, lights, albedo)
     flat = top | (~cabin & (z > waist - 0.04) & ~on_flank)
     albedo = mix(albedo, (0.86, 0.88, 0.92), 0.9 * snow * flat)
     return Surface(albedo=albedo, gloss=0.35 * window + 0.12)

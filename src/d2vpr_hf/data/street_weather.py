@@ -51,8 +51,14 @@ class Weather:
         """The same weather on another device."""
         return Weather(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
-    def __getitem__(self, rows: slice | Tensor) -> "Weather":
+    def __getitem__(self, rows: slice) -> "Weather":
         return Weather(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    def spread(self, photo: Tensor) -> "Weather":
+        """The weather of each of many points, given their photo's row; one photo's is left to broadcast."""
+        if len(self) == 1:
+            return self
+        return Weather(**{field.name: getattr(self, field.name).index_select(0, photo) for field in fields(self)})
 
     def __len__(self) -> int:
         return len(self.visit)
