@@ -14,13 +14,12 @@ from ..data.coordinates import Positions, distances_m
 from ..data.images import text_to_path
 from .embed import Descriptors
 from .index_folder import PLACES_SCHEMA, SETTINGS_FILE, read_index_folder, write_index_folder
+from .metric import Metric, metric_of, rows_without_meaning
 from .store import FaissStore, VectorStore
 from .threshold import Threshold, choose_threshold
 
 # No point is nearer than its difference in latitude; a degree of latitude is never shorter than this (110,574 m).
 _LEAST_METRES_A_DEGREE = 110_570.0
-_LENGTH_TOLERANCE = 1e-3
-_CHECK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Matches:
 
     Attributes:
         ids: (queries, k) int64, -1 where there are no more places.
-        scores: (queries, k) float32 inner products, nan there.
+        scores: (queries, k) float32 inner products, or minus the distances where the index's metric is "l2"; nan there.
         paths: (queries, k) of str, empty there.
         latitude: (queries, k) float64 degrees (WGS84), nan there and where a place has none.
         longitude: (queries, k) float64 degrees (WGS84), the same.
@@ -52,7 +51,7 @@ class Matches:
 
 
 class PlaceIndex:
-    """Places with their descriptors, searched exactly by inner product.
+    """Places with their descriptors, searched exactly: by inner product where these have length 1, else by distance.
 
     Made by `build` or `load`. `places` is a table with one row a place, in the order of its ids: id, path, latitude,
     longitude (degrees), easting, northing (metres), zone, south, size_bytes and mtime_ns of the file (-1 where the path
@@ -85,6 +84,11 @@ class PlaceIndex:
         return self._store.dim
 
     @property
+    def metric(self) -> Metric:
+        """How descriptors are compared: "inner_product", or "l2" where they aren't of length 1."""
+        return self._store.metric
+
+    @property
     def positions(self) -> Positions:
         """Where the places are, in the order of `places`."""
         columns = ("latitude", "longitude", "easting", "northing", "zone", "south")
@@ -99,7 +103,7 @@ class PlaceIndex:
 
     @classmethod
     def build(cls, descriptors: Descriptors, positions: Positions | None = None) -> Self:
-        """An index of all descriptors.
+        """An index of all descriptors; where most of them aren't of length 1 its metric is "l2".
 
         Args:
             descriptors: of the database photos, as `embed_images` gives them.
@@ -114,7 +118,7 @@ class PlaceIndex:
                 "index needs (rows, dim) with at least one row. Look into `descriptors.skipped`."
             )
         places = PLACES_SCHEMA.empty_table().to_pandas()
-        store = FaissStore(vectors.shape[1])
+        store = FaissStore(vectors.shape[1], metric_of(vectors))
         index = cls(places, store, model_name=descriptors.model_name, weight_hash=descriptors.weight_hash)
         index.add(descriptors, positions)
         return index
@@ -123,7 +127,8 @@ class PlaceIndex:
         """Ids (rows,) int64 of the places added, in the order of the descriptors. An id is never given twice.
 
         Raises: ValueError, and nothing is added, if the descriptors come from another model, hold a number that isn't
-            finite or a row that isn't of length 1, don't fit their paths or positions, or if a path is there already.
+            finite or rows that the metric can't compare, don't fit their paths or positions, or name a path that is
+            there already.
         """
         vectors = self._checked_vectors(descriptors)
         rows, paths = len(vectors), [str(path) for path in descriptors.paths]
@@ -186,7 +191,7 @@ class PlaceIndex:
         """The k places most like each query.
 
         Args:
-            queries: descriptors, or vectors (queries, dim) of length 1 of which you know that the same model made them.
+            queries: descriptors, or vectors (queries, dim) of which you know that the same model made them.
             k: matches a query; where there are fewer places the rest of a row is empty.
             near: (latitude, longitude) in degrees: only places within `radius_m` of it are ranked, as with a prior
                 position. A place without coordinates is never near.
@@ -238,13 +243,18 @@ class PlaceIndex:
         Raises: FileNotFoundError if there is no index; ValueError if it is truncated, mixed or damaged.
         """
         settings, vectors_path, places = read_index_folder(folder, verify)
-        if settings["store"] != FaissStore.kind:
+        if settings["store"] not in FaissStore.kinds:
             raise ValueError(
                 f"{Path(folder) / SETTINGS_FILE} names a store of kind {settings['store'][:40]!r}, but this version of "
-                f"d2vpr_hf has {FaissStore.kind!r} alone. Update d2vpr_hf, or build the index again."
+                f"d2vpr_hf has {' and '.join(FaissStore.kinds)} alone. Update d2vpr_hf, or build the index again."
             )
         store = FaissStore.read(vectors_path)
         ids = places["id"].to_numpy()
+        if store.kind != settings["store"]:
+            raise ValueError(
+                f"{vectors_path} is a store of kind {store.kind}, but {Path(folder) / SETTINGS_FILE} names "
+                f"{settings['store']}, so that the two don't belong together. Build the index again with `d2vpr index`."
+            )
         if store.dim != settings["dim"] or not np.array_equal(store.ids(), ids):
             raise ValueError(
                 f"{vectors_path} holds {len(store)} vectors of {store.dim} numbers, which don't belong to the "
@@ -319,19 +329,15 @@ class PlaceIndex:
                 f"numbers of shape (rows, {self.dim}), a single one as (1, {self.dim}). Embed the photos with "
                 f"{self.model_name}."
             )
-        for start in range(0, len(vectors), _CHECK_ROWS):
-            block = np.asarray(vectors[start : start + _CHECK_ROWS], np.float32)
-            # A sum of squares is near 1 only if all its numbers are finite.
-            with np.errstate(over="ignore", invalid="ignore"):
-                wrong = ~(np.abs(np.sqrt(np.einsum("ij,ij->i", block, block)) - 1) < _LENGTH_TOLERANCE)
-            if wrong.any():
-                rows = np.flatnonzero(wrong) + start
-                names = [] if isinstance(queries, np.ndarray) else [queries.paths[row] for row in rows[:3]]
-                raise ValueError(
-                    f"The descriptors in rows {_some(rows.tolist())} {names or ''} hold numbers that aren't finite, or "
-                    f"aren't of length 1 (row {rows[0]} has length {np.linalg.norm(vectors[rows[0]]):.4g}); scores of "
-                    "such rows mean nothing. Embed these photos again, or divide each row by its length."
-                )
+        if len(rows := rows_without_meaning(vectors, self.metric)):
+            names = [] if isinstance(queries, np.ndarray) else [queries.paths[row] for row in rows[:3]]
+            fault = "aren't of length 1" if self.metric == "inner_product" else "are 0 throughout"
+            raise ValueError(
+                f"The descriptors in rows {_some(rows.tolist())} {names or ''} hold numbers that aren't finite, or "
+                f"{fault} (row {rows[0]} has length {np.linalg.norm(vectors[rows[0]].astype(np.float64)):.4g}); scores of such rows in "
+                f"this index, whose metric is {self.metric}, mean nothing. Embed these photos again with the model "
+                "and processor of the others."
+            )
         return vectors
 
     def _check_paths(self, paths: Sequence[str]) -> None:

@@ -21,7 +21,8 @@ class Answer:
         confidence: agreement of the matches, in [0, 1]: each counts 1 / rank, and the share of those within the radius
             of the best match is taken. One without coordinates agrees with nothing. None where the best match has no
             coordinates, or where there is no other match to agree with it.
-        score: inner product with the best match; None where there is no match.
+        score: of the best match, an inner product, or minus a distance where the index's metric is "l2"; None where
+            there is no match.
         threshold: score below which the photo counts as outside the map; None where there is none, so that `in_map`
             says nothing.
         candidates: the matches, best first: path, score, latitude, longitude, and distance_m to the best match; None
@@ -54,7 +55,8 @@ def locate(
         k: matches to look at.
         radius_m: metres within which two places count as the same.
         threshold: score below which a photo counts as outside the map. By default the index's own, of which
-            `index.threshold.rule` says how it was chosen; -1 switches it off.
+            `index.threshold.rule` says how it was chosen; a number below every score, such as -1 for an inner product,
+            switches it off.
 
     Raises: ValueError if the descriptors come from another model, or `radius_m` isn't above 0.
     """

@@ -6,15 +6,19 @@ from typing import BinaryIO, Protocol, Self
 import faiss
 import numpy as np
 
+from .metric import Metric, distance_scores
+
 
 class VectorStore(Protocol):
     """What an index asks of the place that keeps its vectors.
 
-    Vectors are float32 rows of unit length; ids are int64, given by the index, and never given twice.
+    Vectors are float32 rows, of unit length where the metric is the inner product; ids are int64, given by the index,
+    and never given twice.
     """
 
     kind: str
     dim: int
+    metric: Metric
 
     def __len__(self) -> int:
         """Number of vectors."""
@@ -28,6 +32,7 @@ class VectorStore(Protocol):
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Scores (queries, k) float32 and ids (queries, k) int64, best first, among the `allowed` ids alone.
 
+        Scores are inner products, or minus the distances.
         Where there are fewer than k, scores are nan and ids -1. Equal scores stand in the order of their ids.
         """
 
@@ -45,18 +50,27 @@ class VectorStore(Protocol):
         """All ids (rows,), in the order in which they came."""
 
 
+_FLAT_INDEXES: dict[Metric, type[faiss.IndexFlat]] = {"inner_product": faiss.IndexFlatIP, "l2": faiss.IndexFlatL2}
+_KINDS: dict[Metric, str] = {"inner_product": "faiss-flat-ip", "l2": "faiss-flat-l2"}
+
+
 class FaissStore:
-    """Exact inner-product search in memory (FAISS IndexIDMap2 over IndexFlatIP).
+    """Exact search in memory (FAISS IndexIDMap2 over IndexFlatIP or IndexFlatL2).
 
     One query and many at once go through different sums inside FAISS, so that a score may differ in its last bits
     between the two. Where more photos than k have exactly the same score, which of them come last in is up to FAISS.
     """
 
-    kind = "faiss-flat-ip"
+    kinds = tuple(_KINDS.values())
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, metric: Metric = "inner_product") -> None:
         self.dim = dim
-        self._index = faiss.IndexIDMap2(faiss.IndexFlatIP(dim))
+        self.metric = metric
+        self._index = faiss.IndexIDMap2(_FLAT_INDEXES[metric](dim))
+
+    @property
+    def kind(self) -> str:
+        return _KINDS[self.metric]
 
     def __len__(self) -> int:
         return self._index.ntotal
@@ -82,6 +96,8 @@ class FaissStore:
             bitmap = np.packbits(bits, bitorder="little")
             selector = faiss.IDSelectorBitmap(bitmap)
             scores, ids = self._index.search(queries, k, params=faiss.SearchParameters(sel=selector))
+        if self.metric == "l2":
+            scores = distance_scores(scores)
         scores[ids < 0] = np.nan
         # lexsort's last key leads; nan sorts behind every number, which keeps the padding last.
         order = np.lexsort((ids, -scores), axis=1)
@@ -103,11 +119,12 @@ class FaissStore:
                 f"{path} can't be read as FAISS vectors ({reason}). Build the index again with `d2vpr index`."
             ) from error
         inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap2) else index
-        if inner is index or not isinstance(inner, faiss.IndexFlatIP):
+        metrics = [metric for metric, kind in _FLAT_INDEXES.items() if inner is not index and isinstance(inner, kind)]
+        if not metrics:
             raise ValueError(
                 f"{path} holds a FAISS {type(inner).__name__}, but an index of places keeps an IndexIDMap2 over an "
-                "IndexFlatIP. Build the index again with `d2vpr index`."
+                "IndexFlatIP or IndexFlatL2. Build the index again with `d2vpr index`."
             )
-        store = cls(index.d)
+        store = cls(index.d, metrics[0])
         store._index = index
         return store

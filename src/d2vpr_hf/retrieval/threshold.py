@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..data.coordinates import Positions, positives_within
+from .metric import scores
 from .store import VectorStore
 
 APART_M = 100.0
@@ -43,11 +44,11 @@ def choose_threshold(store: VectorStore, positions: Positions) -> Threshold:
     vectors, where = store.reconstruct(ids[chosen]), positions[chosen]
     for start in range(0, len(located), _BLOCK_ROWS):
         block = located[start : start + _BLOCK_ROWS]
-        scores = vectors @ store.reconstruct(ids[block]).T  # (chosen, block)
+        alike = scores(vectors, store.reconstruct(ids[block]), store.metric)  # (chosen, block)
         near = positives_within(positions[block], where, APART_M)
         rows = np.repeat(np.arange(len(chosen)), [len(each) for each in near])
-        scores[rows, np.concatenate([*near, np.empty(0, np.int64)])] = -np.inf
-        np.maximum(best, scores.max(axis=1, initial=-np.inf), out=best)
+        alike[rows, np.concatenate([*near, np.empty(0, np.int64)])] = -np.inf
+        np.maximum(best, alike.max(axis=1, initial=-np.inf), out=best)
     best = best[np.isfinite(best)]
     if len(best) < FEWEST_PHOTOS:
         return Threshold(
