@@ -208,7 +208,12 @@ def _read_header(file: BinaryIO, path: str | Path) -> Image.Image:
     for name in _FORMATS:
         factory, accepts = Image.OPEN[name]
         if accepts(start) is True:
-            return factory(file, path_to_text(path))
+            try:
+                return factory(file, path_to_text(path))
+            # As in decode_image: whatever a decoder raises, the file is at fault.
+            except Exception as error:
+                reason = f"damaged: its {name} header breaks off or is all there is ({_first_line(error)})"
+                raise UnreadableImage(path, reason) from error
     raise UnreadableImage(path, f"not an image: its content is none of {', '.join(_FORMATS)}")
 
 
