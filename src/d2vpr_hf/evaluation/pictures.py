@@ -75,6 +75,20 @@ def format_distance(distance_m: float) -> str:
     return f"{kilometres:.1f} km" if kilometres < 9.95 else f"{kilometres:.0f} km"
 
 
+def format_degrees(latitude: float | None, longitude: float | None) -> str:
+    """Coordinates as maps take them: latitude, longitude in degrees with six decimals (0.1 m)."""
+    if latitude is None or longitude is None:
+        return "no coordinates known"
+    return f"{latitude:.6f}, {longitude:.6f}"
+
+
+def shorten(name: str, characters: int) -> str:
+    """The name, cut in its middle if it is longer: both ends of a file name tell photos apart."""
+    if len(name) <= characters:
+        return name
+    return f"{name[: characters // 2]}…{name[len(name) - (characters - characters // 2 - 1) :]}"
+
+
 def matches_picture(
     query: Photo,
     matches: Sequence[Match],
@@ -142,11 +156,12 @@ def regions_picture(photo: Photo, region_boxes: np.ndarray, *, title: str = "") 
     page = Image.new("RGB", (width, head + image.height + foot), _PAPER)
     left = (width - image.width) // 2
     draw = ImageDraw.Draw(image)
-    # Small ones first, so that the medium ones' fewer and thicker lines stay whole.
-    for box in boxes[_MEDIUM_REGIONS:]:
-        _draw_region(draw, box, image.size, SMALL_COLOUR, 3)
-    for box in boxes[:_MEDIUM_REGIONS]:
-        _draw_region(draw, box, image.size, MEDIUM_COLOUR, 4)
+    kinds = [(MEDIUM_COLOUR, 4)] * _MEDIUM_REGIONS + [(SMALL_COLOUR, 3)] * _SMALL_REGIONS
+    # Small ones first, so that the medium ones' fewer and thicker lines stay whole; centres last, on top of all lines.
+    for box, (colour, thickness) in reversed(list(zip(boxes, kinds, strict=True))):
+        _draw_outline(draw, box, image.size, colour, thickness)
+    for box, (colour, thickness) in zip(boxes, kinds, strict=True):
+        _draw_centre(draw, box, image.size, colour, thickness + 1)
     page.paste(image, (left, head))
     draw = ImageDraw.Draw(page)
     if title:
@@ -202,17 +217,19 @@ def _draw_tile(
     draw.text((left, bottom + 59), _fit(name, 15, width), _FAINT_INK, font=_font(15))
 
 
-def _draw_region(
+def _draw_outline(
     draw: ImageDraw.ImageDraw, box: np.ndarray, size: tuple[int, int], colour: str, thickness: int
 ) -> None:
-    """One box as an outline with its centre, on a dark halo that keeps it visible on any photo."""
+    """One box, on a dark halo that keeps it visible on any photo."""
     centre_x, centre_y, width, height = box
-    x0, x1 = ((centre_x + sign * width / 2) * (size[0] - 1) for sign in (-1, 1))
-    y0, y1 = ((centre_y + sign * height / 2) * (size[1] - 1) for sign in (-1, 1))
-    x0, x1, y0, y1 = min(x0, x1), max(x0, x1), min(y0, y1), max(y0, y1)
+    x0, x1 = sorted((centre_x + sign * width / 2) * (size[0] - 1) for sign in (-1, 1))
+    y0, y1 = sorted((centre_y + sign * height / 2) * (size[1] - 1) for sign in (-1, 1))
     draw.rectangle((x0 - 1, y0 - 1, x1 + 1, y1 + 1), outline="#101417", width=thickness + 2)
     draw.rectangle((x0, y0, x1, y1), outline=colour, width=thickness)
-    x, y, radius = centre_x * (size[0] - 1), centre_y * (size[1] - 1), thickness + 1
+
+
+def _draw_centre(draw: ImageDraw.ImageDraw, box: np.ndarray, size: tuple[int, int], colour: str, radius: int) -> None:
+    x, y = box[0] * (size[0] - 1), box[1] * (size[1] - 1)
     draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour, outline="#101417")
 
 
@@ -222,17 +239,18 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _fit(text: str, size: int, width: int) -> str:
-    """The text, cut in its middle where it is wider than `width` pixels: both ends of a file name tell photos apart."""
+    """The text, shortened where it is wider than `width` pixels."""
     font, text = _font(size), _drawable(text)
     if font.getlength(text) <= width:
         return text
-    kept = len(text) - 1
-    while kept > 2:
-        short = f"{text[: (kept + 1) // 2]}…{text[-(kept // 2) :]}"
-        if font.getlength(short) <= width:
-            return short
-        kept -= 1
-    return "…"
+    return next(
+        (
+            short
+            for characters in range(len(text) - 1, 2, -1)
+            if font.getlength(short := shorten(text, characters)) <= width
+        ),
+        "…",
+    )
 
 
 def _drawable(text: str) -> str:

@@ -9,12 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
+from PIL import Image
 
 from ..data.images import UnreadableImage
-from .pictures import Match, Photo, thumbnail
+from .pictures import Match, Photo, shorten, thumbnail
 
 _THUMBNAIL_WIDTH, _THUMBNAIL_HEIGHT = 300, 225
 _JPEG_QUALITY = 78
+_NAME_CHARACTERS = 44
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def gallery_page(
     """
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["data_uri"] = _data_uri
+    environment.filters["short"] = lambda name: shorten(name, _NAME_CHARACTERS)
     groups: dict[str, list[Entry]] = {}
     for entry in entries:
         groups.setdefault(entry.condition, []).append(entry)
@@ -128,6 +131,13 @@ def write_atomically(path: str | Path, content: bytes | str) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return path
+
+
+def write_picture(path: str | Path, picture: Image.Image) -> Path:
+    """Writes a picture as JPEG in one step; returns its path."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=90, optimize=True)
+    return write_atomically(path, buffer.getvalue())
 
 
 def _data_uri(photo: Photo) -> str:
