@@ -1,0 +1,141 @@
+"""The options that say which model runs and how, and the one place where the command line loads a checkpoint."""
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .parsing import UsageError, note, whole_number
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.image_processing_utils import BaseImageProcessor
+
+DEFAULT_MODEL = "d2vpr"
+OUR_MODELS = ("d2vpr", "cricavpr")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model ready to embed, with its processor."""
+
+    name: str
+    model: "PreTrainedModel"
+    processor: "BaseImageProcessor"
+
+
+def add_model_options(
+    parser: argparse.ArgumentParser, default: str | None = DEFAULT_MODEL, default_words: str = ""
+) -> None:
+    """`--model` and how to run it; without a default the command chooses one itself, as `default_words` says."""
+    group = parser.add_argument_group("which model, and how to run it")
+    group.add_argument(
+        "--model",
+        metavar="M",
+        default=default,
+        help=f"a checkpoint folder or a name on the Hugging Face Hub (default: {default_words or default})",
+    )
+    group.add_argument(
+        "--device",
+        metavar="D",
+        help="cpu, cuda, cuda:1, mps (default: a GPU if there is one, else cpu)",
+    )
+    group.add_argument(
+        "--dtype",
+        metavar="TYPE",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="precision of the model: float32, bfloat16 or float16; descriptors stay float32 (default: float32)",
+    )
+    group.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=whole_number(1),
+        default=32,
+        help="photos at a time; the result doesn't depend on it (default: 32)",
+    )
+    group.add_argument(
+        "--workers",
+        metavar="N",
+        type=whole_number(1),
+        help="threads that decode photos (default: one for each core, 16 at most)",
+    )
+
+
+def embedding_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What `add_model_options` parsed, as keywords of `embed_images`."""
+    return {
+        "batch_size": options.batch_size,
+        "device": options.device,
+        "dtype": options.dtype,
+        "workers": options.workers,
+    }
+
+
+def load_checkpoint(name: str) -> Checkpoint:
+    """Model and processor by folder or Hub name, with weights checked by name and shape.
+
+    Raises: UsageError if there is no such checkpoint or it holds another kind of model.
+    """
+    _check_name(name)
+    note(f"loading the model {name} ...")
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoImageProcessor, AutoModel
+
+    import d2vpr_hf  # noqa: F401 - teaches the Auto classes the model
+
+    quieten_transformers()
+    try:
+        config = AutoConfig.from_pretrained(name)
+        if config.model_type not in OUR_MODELS:
+            raise UsageError(
+                f"{name} holds a model of type {config.model_type}, but place descriptors come from "
+                f"{' or '.join(OUR_MODELS)} alone. Name another checkpoint with --model."
+            )
+        return Checkpoint(name, AutoModel.from_pretrained(name).eval(), AutoImageProcessor.from_pretrained(name))
+    except (OSError, ValueError, RuntimeError, StrictDataclassError, SafetensorError) as error:
+        raise UsageError(
+            f"the checkpoint {name} can't be opened: {_first_sentence(error)} Give --model a checkpoint folder (one "
+            "with config.json and model.safetensors) or a Hub name."
+        ) from error
+
+
+def quieten_transformers() -> None:
+    """Leaves transformers' errors and drops its bars and remarks: the command line says itself what it does."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def _check_name(name: str) -> None:
+    """Refuses at once what no checkpoint can be, instead of asking the network for it."""
+    folder = Path(name)
+    if folder.is_dir():
+        config = folder / "config.json"
+        if not config.is_file():
+            raise UsageError(
+                f"{name} is a folder without config.json, so it holds no checkpoint. Name a checkpoint folder with "
+                "--model, or make one: `d2vpr convert original.pth out/`."
+            )
+        try:
+            json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UsageError(f"{config} is no JSON ({error}). Restore the file, or name another --model.") from error
+        return
+    if folder.exists():
+        hint = f" `d2vpr convert {name} out/` makes a folder of it." if folder.suffix in (".pth", ".pt") else ""
+        raise UsageError(f"{name} is a file, but a checkpoint is a folder.{hint} Name a folder with --model.")
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        made = " `d2vpr demo` makes one with random weights, to try things out;" if name == DEFAULT_MODEL else ""
+        raise UsageError(
+            f"there is no model {name!r} here: no such folder, and a name on the Hub has the form owner/name.{made} "
+            "--model takes any checkpoint folder, such as one made by `d2vpr convert original.pth out/`."
+        )
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) < 300 else text[:300] + " ..."

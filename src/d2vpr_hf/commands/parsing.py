@@ -1,0 +1,108 @@
+"""Parsing that all subcommands share: help that keeps its examples, and errors that suggest the nearest name."""
+
+import argparse
+import difflib
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+
+class UsageError(Exception):
+    """Options that contradict each other or name what isn't there; the message says what to do."""
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose help keeps its line breaks and whose errors name the nearest known option or command."""
+
+    def __init__(self, **settings) -> None:
+        # An abbreviation that works today may be ambiguous tomorrow.
+        super().__init__(
+            **{"formatter_class": _Help, "allow_abbrev": False, "add_help": False} | settings,
+        )
+        self._optionals.title = "more"
+        self.add_argument("-h", "--help", action="help", help="show this text")
+
+    def parse_args(
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:  # type: ignore[override]
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            parser = getattr(parsed, "parser", self)
+            known = [name for action in parser._actions for name in action.option_strings]
+            parser.error(f"{unknown[0]} is no option here{nearest(unknown[0].split('=')[0], known)}")
+        return parsed
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = [str(choice) for choice in action.choices]
+            name = action.metavar or "/".join(action.option_strings)
+            raise argparse.ArgumentError(
+                None, f"{value} is no {name}; there are {', '.join(known)}{nearest(str(value), known)}"
+            )
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message.endswith((".", "?")) else "."
+        self.exit(2, f"{self.prog}: {message}{end} `{self.prog} --help` shows how it is used.\n")
+
+    def format_help(self) -> str:
+        # Help and the like come last: whoever reads the text has found them.
+        self._action_groups.sort(key=lambda group: group is self._optionals)
+        return super().format_help()
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Option texts in one column that leaves room for them, in at most 110 columns."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=30, width=min(110, shutil.get_terminal_size((100, 24)).columns))
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """ ". Did you mean X?" for the end of a message, or nothing where no known name resembles it."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f". Did you mean {close[0]}?" if close else ""
+
+
+def add_command(
+    subparsers: argparse._SubParsersAction,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    summary: str,
+    usage: str,
+    description: str,
+) -> CommandParser:
+    """A subcommand's parser: usage, what it does with an example, and the function that runs it."""
+    parser = subparsers.add_parser(
+        name, prog=f"d2vpr {name}", help=summary, usage=f"d2vpr {name} {usage}", description=description
+    )
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type for options that take a whole number from `least`."""
+
+    def parse(text: str) -> int:
+        if not text.strip().lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least}")
+        return int(text)
+
+    return parse
+
+
+def positive_number(text: str) -> float:
+    """A type for options that take a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return number
+
+
+def note(text: str) -> None:
+    """A line for the person who waits: stderr, so that stdout holds the result alone."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,456 @@
+"""The demo: from photos to places and a page of answers, with nothing but what this package makes."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from . import D2VprConfig, D2VprImageProcessor, D2VprModel, __version__
+from .data.coordinates import distances_m, positives_within
+from .data.folders import PhotoFolder, read_photo_folder
+from .data.images import open_image, path_to_text, text_to_path
+from .data.made_town import make_town
+from .data.street_weather import CONDITIONS
+from .evaluation.pictures import Match, format_degrees, matches_picture, regions_picture
+from .evaluation.recall import count_positives, hits_at_k
+from .evaluation.reports import Entry, Table, gallery_page, write_atomically, write_picture
+from .models.checkpoint import save_checkpoint
+from .retrieval.embed import embed_images
+from .retrieval.index import PlaceIndex
+from .retrieval.index_photos import index_photos
+from .retrieval.locate import Answer, locate
+
+SEED = 0
+PLACES, QUERIES = 24, 48
+SAME_PLACE_M = 25.0
+KS = (1, 5)
+PAGE_MATCHES = 3
+HELD_OUT_MOST = 40
+THUMBNAIL_SIDE = 16
+# Files by which the demo recognises what it wrote itself; it overwrites nothing else.
+MODEL_MARK, FOLDER_MARK = "made_by_demo.json", ".made_by_d2vpr_demo"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Photos whose places are learnt, and photos to locate.
+
+    Attributes:
+        database: the photos to learn.
+        queries: the photos to locate.
+        conditions: of each query, such as "night"; empty text where it has none.
+    """
+
+    database: PhotoFolder
+    queries: PhotoFolder
+    conditions: list[str]
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo found.
+
+    Attributes:
+        recall: {method: {k: fraction}} of the model, a grey thumbnail and chance; empty where nobody knows what is
+            right.
+        conditions: {condition: (queries, right first answers, right among the first five)}, judged queries alone.
+        places: photos in the index.
+        queries: photos located.
+        unanswerable: judged queries that no photo of the index shows; they count as misses.
+        skipped: photos that can't be used, as (path, reason).
+        files: what was written, by kind.
+        seconds: from the first photo read to the last file written.
+    """
+
+    recall: dict[str, dict[int, float]]
+    conditions: dict[str, tuple[int, int, int]]
+    places: int
+    queries: int
+    unanswerable: int
+    skipped: list[tuple[str, str]]
+    files: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def tables(self) -> list[Table]:
+        """Right and wrong by condition, and the model against a grey thumbnail and chance; none without labels."""
+        if not self.recall:
+            return []
+        rows = [
+            [
+                name or "all",
+                str(queries),
+                str(right),
+                str(queries - right),
+                _percent(right / queries),
+                _percent(among / queries),
+            ]
+            for name, (queries, right, among) in self.conditions.items()
+        ]
+        if len(rows) > 1:
+            queries, right, among = (sum(each) for each in zip(*self.conditions.values(), strict=True))
+            rows.append(
+                [
+                    "all",
+                    str(queries),
+                    str(right),
+                    str(queries - right),
+                    *map(_percent, (right / queries, among / queries)),
+                ]
+            )
+        by_condition = Table(
+            ["condition", "queries", "right", "wrong", "recall@1", "recall@5"],
+            rows,
+            f"Right means that the first answer lies within {SAME_PLACE_M:g} m of where the photo was taken.",
+        )
+        by_method = Table(
+            ["descriptor", *(f"recall@{k}" for k in KS)],
+            [[name, *(_percent(share) for share in recall.values())] for name, recall in self.recall.items()],
+        )
+        return [by_condition, by_method]
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as a JSON object; recall as unrounded fractions."""
+        return {
+            "recall": {
+                method: {f"recall@{k}": share for k, share in recall.items()} for method, recall in self.recall.items()
+            },
+            "conditions": {
+                name or "all": {"queries": queries, "right": right, "right_among_5": among}
+                for name, (queries, right, among) in self.conditions.items()
+            },
+            "places": self.places,
+            "queries": self.queries,
+            "queries_without_positives": self.unanswerable,
+            "skipped": [{"path": path, "reason": reason} for path, reason in self.skipped],
+            "files": self.files,
+            "seconds": self.seconds,
+        }
+
+
+def write_demo_model(folder: str | Path) -> Path:
+    """Writes a full-size model with seeded random weights as a checkpoint folder, and marks it as the demo's own.
+
+    A folder that the demo wrote before, unchanged since, is kept if this version wrote it, and replaced otherwise.
+
+    Raises: FileExistsError if the folder holds anything else.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not is_demo_model(folder):
+            raise FileExistsError(
+                f"{folder} is there already and the demo didn't write it (or it was changed since), so it stays as it "
+                "is. Run the demo elsewhere with --out DIR, or use that checkpoint with --model."
+            )
+        if json.loads((folder / MODEL_MARK).read_text(encoding="utf-8"))["version"] == __version__:
+            return folder
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = D2VprModel(D2VprConfig()).eval()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+        draft = save_checkpoint(Path(work) / folder.name, model, D2VprImageProcessor())
+        mark = {
+            "made_by": "d2vpr demo",
+            "version": __version__,
+            "weights": f"random, seed {SEED}, never trained",
+            "sha256": _digests(draft),
+        }
+        write_atomically(draft / MODEL_MARK, json.dumps(mark, indent=2) + "\n")
+        if folder.exists():
+            folder.rename(Path(work) / "before")
+        draft.rename(folder)
+    return folder
+
+
+def is_demo_model(folder: str | Path) -> bool:
+    """Whether a folder is the model that the demo writes, with not a byte changed since."""
+    try:
+        mark = json.loads((Path(folder) / MODEL_MARK).read_text(encoding="utf-8"))
+        return mark["made_by"] == "d2vpr demo" and mark["sha256"] == _digests(Path(folder))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def thumbnail_descriptors(paths: Sequence[Path]) -> np.ndarray:
+    """(photos, 256) float32 grey thumbnails of mean 0 and length 1: what any place descriptor has to beat."""
+    rows = [
+        np.asarray(
+            open_image(path).convert("L").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX), np.float32
+        ).ravel()
+        for path in paths
+    ]
+    pixels = np.stack(rows)
+    pixels -= pixels.mean(axis=1, keepdims=True)
+    return pixels / np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)
+
+
+def chance_recall(positives: Sequence[np.ndarray], photos: int, ks: Sequence[int]) -> dict[int, float]:
+    """Recall@k to expect of a ranking drawn at random, for each k.
+
+    A query with p positives among n photos is missed by k random answers with the probability
+    (n - p) / n * (n - p - 1) / (n - 1) * ..., k factors.
+    """
+    counts = np.array([len(each) for each in positives], np.float64)
+    misses = {}
+    for k in ks:
+        steps = np.arange(min(k, photos))
+        factors = np.clip(photos - counts[:, None] - steps, 0, None) / (photos - steps)
+        misses[k] = factors.prod(axis=1)
+    return {k: float(1 - missed.mean()) for k, missed in misses.items()}
+
+
+def hold_out(photos: "PhotoFolder", seed: int = SEED) -> np.ndarray:
+    """Rows of photos to locate among the others: one in five, at most 40, at least one.
+
+    Where coordinates are known, photos are preferred that another one within 25 m can answer.
+    """
+    count = len(photos.paths)
+    order = np.random.default_rng(seed).permutation(count)
+    wanted = max(1, min(HELD_OUT_MOST, count // 5))
+    if not photos.positions.known.any():
+        return np.sort(order[:wanted])
+    neighbours = positives_within(photos.positions, photos.positions, SAME_PLACE_M)
+    chosen: list[int] = []
+    left = np.ones(count, bool)
+    for row in order:
+        others = neighbours[row][neighbours[row] != row]
+        # One that stays behind must answer it, and it must not be the only answer of one chosen before.
+        if len(chosen) < wanted and left[others].any() and not _orphans(chosen, neighbours, left, row):
+            chosen.append(int(row))
+            left[row] = False
+    return np.sort(chosen if chosen else order[:wanted])
+
+
+def _orphans(chosen: Sequence[int], neighbours: Sequence[np.ndarray], left: np.ndarray, row: int) -> bool:
+    """Whether taking `row` away leaves one of the chosen photos without an answer."""
+    return any(row in neighbours[each] and left[neighbours[each]].sum() == 1 for each in chosen)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a model folder but the mark, by path inside it."""
+    digests = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != MODEL_MARK and "__pycache__" not in path.parts:
+            with path.open("rb") as file:
+                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def claim_folder(folder: str | Path) -> Path:
+    """The demo's own folder, made, or rid of what an earlier run left in it (its town stays, to be drawn over).
+
+    Raises: FileExistsError if it holds what the demo didn't write.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not (folder / FOLDER_MARK).is_file():
+        raise FileExistsError(
+            f"{folder} is there already and the demo didn't write it, so it stays as it is. Run the demo elsewhere "
+            "with --out DIR."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / FOLDER_MARK, "Made by `d2vpr demo`, which replaces what it wrote when it runs again.\n")
+    for name in ("places", "pictures"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    (folder / "answers.html").unlink(missing_ok=True)
+    return folder
+
+
+def town_split(folder: str | Path, *, places: int = PLACES, queries: int = QUERIES) -> Split:
+    """A town drawn into a folder: its database photos, and photos at other hours, in other weather and directions."""
+    town = make_town(folder, places, seed=SEED, layout="plain", queries=queries, easy_queries=0, progress=True)
+    queries = read_photo_folder(town.queries)
+    conditions = [town.conditions[path.name] for path in queries.paths]
+    by_condition = sorted(range(len(conditions)), key=lambda row: CONDITIONS.index(conditions[row]))
+    return Split(
+        read_photo_folder(town.database), _rows(queries, by_condition), [conditions[row] for row in by_condition]
+    )
+
+
+def own_split(folder: str | Path) -> Split:
+    """The photos of a folder, some of them held out to be located among the others.
+
+    Raises: ValueError if there are fewer than two photos.
+    """
+    photos = read_photo_folder(Path(folder).absolute())
+    if len(photos.paths) < 2:
+        raise ValueError(f"{folder} holds one photo, but two are needed: one to learn and one to locate. Add photos.")
+    held = hold_out(photos)
+    kept = np.setdiff1d(np.arange(len(photos.paths)), held)
+    return Split(_rows(photos, kept), _rows(photos, held), [""] * len(held))
+
+
+def locate_split(
+    split: Split,
+    folder: str | Path,
+    *,
+    model: Any,
+    processor: Any,
+    notes: Sequence[str] = (),
+    embedding: dict[str, Any] | None = None,
+) -> DemoResult:
+    """Indexes the database, locates the queries, judges the answers where coordinates are known, and draws them.
+
+    Args:
+        split: what to learn and what to locate.
+        folder: gets `places/` (the index), `pictures/` and `answers.html`.
+        model: gives descriptors as `pooler_output`.
+        processor: the model's image processor.
+        notes: what the reader of the page must know, one paragraph each.
+        embedding: further keywords of `embed_images`.
+
+    Raises: ValueError if no photo of the database or none of the queries can be used.
+    """
+    started, folder, embedding = time.perf_counter(), Path(folder), embedding or {}
+    update = index_photos(split.database, folder / "places", model=model, processor=processor, **embedding)
+    index = update.index
+    descriptors = embed_images(split.queries.paths, model=model, processor=processor, **embedding)
+    skipped = [*update.skipped, *descriptors.skipped]
+    if not descriptors.paths:
+        path, reason = descriptors.skipped[0]
+        raise ValueError(f"None of the photos to locate can be used ({path}: {reason}). Give photos that open.")
+    row_of = {path_to_text(path): row for row, path in enumerate(split.queries.paths)}
+    rows = np.array([row_of[path] for path in descriptors.paths], np.int64)
+    queries = _rows(split.queries, rows)
+    conditions = [split.conditions[row] for row in rows]
+    answers = locate(descriptors, index, k=max(KS), radius_m=SAME_PLACE_M)
+    ranking = _ranking(answers, index)
+    judged = np.flatnonzero(queries.positions.known) if index.positions.known.any() else np.zeros(0, np.int64)
+    positives = positives_within(index.positions, queries.positions[judged], SAME_PLACE_M)
+    hits = hits_at_k(ranking[judged], positives, KS)  # (judged, 2)
+    entries = _entries(answers, ranking, queries, conditions, index, dict(zip(judged.tolist(), positives, strict=True)))
+    by_condition: dict[str, tuple[int, int, int]] = {}
+    for condition in dict.fromkeys(conditions[row] for row in judged):
+        own = hits[[conditions[row] == condition for row in judged]]
+        by_condition[condition] = (len(own), *own.sum(axis=0).tolist())
+    result = DemoResult(
+        recall=_recall_of_methods(hits, positives, queries, judged, index),
+        conditions=by_condition,
+        places=len(index),
+        queries=len(queries.paths),
+        unanswerable=int((count_positives(positives) == 0).sum()),
+        skipped=skipped,
+    )
+    result.files.update(places=str(folder / "places"))
+    result.files.update(_draw(entries, folder / "pictures", model, processor))
+    page = gallery_page(
+        "Where were these photos taken?",
+        entries,
+        lead=f"{len(queries.paths)} photos, located among {len(index)} others.",
+        notes=notes,
+        tables=result.tables(),
+    )
+    result.files["page"] = str(write_atomically(folder / "answers.html", page))
+    return replace(result, seconds=time.perf_counter() - started)
+
+
+def _rows(photos: PhotoFolder, rows: Sequence[int] | np.ndarray) -> PhotoFolder:
+    """Some of the photos, in the order given."""
+    return PhotoFolder(
+        photos.root,
+        [photos.paths[row] for row in rows],
+        [photos.names[row] for row in rows],
+        photos.positions[np.asarray(rows, np.int64)],
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _ranking(answers: Sequence[Answer], index: PlaceIndex) -> np.ndarray:
+    """(queries, 5) rows of the index, best first, -1 where there are no more."""
+    row_of = {path: row for row, path in enumerate(index.places["path"])}
+    ranking = np.full((len(answers), max(KS)), -1, np.int64)
+    for query, answer in enumerate(answers):
+        for rank, candidate in enumerate(answer.candidates):
+            ranking[query, rank] = row_of[candidate["path"]]
+    return ranking
+
+
+def _recall_of_methods(
+    hits: np.ndarray, positives: Sequence[np.ndarray], queries: PhotoFolder, judged: np.ndarray, index: PlaceIndex
+) -> dict[str, dict[int, float]]:
+    """Recall of the model, and what it has to beat on the same photos: a grey thumbnail, and chance."""
+    if not len(judged):
+        return {}
+    database = thumbnail_descriptors([text_to_path(path) for path in index.places["path"]])
+    own = thumbnail_descriptors([queries.paths[row] for row in judged])
+    nearest = np.argsort(-(own @ database.T), axis=1, kind="stable")[:, : max(KS)]
+    nearest = np.pad(nearest, ((0, 0), (0, max(KS) - nearest.shape[1])), constant_values=-1)
+    return {
+        "this model": dict(zip(KS, hits.mean(axis=0).tolist(), strict=True)),
+        f"grey thumbnail of {THUMBNAIL_SIDE}x{THUMBNAIL_SIDE} pixels": dict(
+            zip(KS, hits_at_k(nearest, positives, KS).mean(axis=0).tolist(), strict=True)
+        ),
+        "chance": chance_recall(positives, len(index), KS),
+    }
+
+
+def _entries(
+    answers: Sequence[Answer],
+    ranking: np.ndarray,
+    queries: PhotoFolder,
+    conditions: Sequence[str],
+    index: PlaceIndex,
+    positives: dict[int, np.ndarray],
+) -> list[Entry]:
+    """Every query with its answer and its matches, for pictures and page."""
+    entries = []
+    for query, answer in enumerate(answers):
+        latitude, longitude = queries.positions.latitude[query], queries.positions.longitude[query]
+        matches = []
+        for row, candidate in zip(ranking[query], answer.candidates, strict=False):
+            path = text_to_path(candidate["path"])
+            there = index.positions[[row]]
+            away = float(distances_m(latitude, longitude, there.latitude[0], there.longitude[0]))
+            right = bool((positives[query] == row).any()) if query in positives else None
+            matches.append(Match(path, path.name, candidate["score"], away if away == away else None, right=right))
+        where = (
+            f"looks like {matches[0].name}"
+            if answer.latitude is None
+            else f"answer {format_degrees(answer.latitude, answer.longitude)}"
+        )
+        confidence = "" if answer.confidence is None else f" · confidence {answer.confidence:.2f}"
+        entries.append(
+            Entry(
+                queries.paths[query],
+                queries.paths[query].name,
+                f"{where}{confidence}",
+                matches[:PAGE_MATCHES],
+                matches[0].right,
+                conditions[query],
+            )
+        )
+    return entries
+
+
+def _draw(entries: Sequence[Entry], folder: Path, model: Any, processor: Any) -> dict[str, str]:
+    """Writes a picture of the first right and the first wrong answer of each condition, and one of the regions."""
+    chosen: dict[str, Entry] = {}
+    for entry in entries:
+        verdict = {True: "right", False: "wrong", None: "answer"}[entry.right]
+        chosen.setdefault("-".join(filter(None, (entry.condition, verdict))), entry)
+    for name, entry in chosen.items():
+        picture = matches_picture(
+            entry.query, entry.matches, title=entry.answer, query_name=entry.name, query_note=entry.condition
+        )
+        write_picture(folder / f"{name}.jpg", picture)
+    first = entries[0]
+    with torch.no_grad():
+        device = next(model.parameters()).device
+        boxes = getattr(
+            model.float()(**processor(open_image(first.query), return_tensors="pt").to(device)), "region_boxes", None
+        )
+    if boxes is not None:  # a CricaVPR model has fixed regions
+        title = "The regions that the model reads"
+        write_picture(folder / "regions.jpg", regions_picture(first.query, boxes[0].cpu().numpy(), title=title))
+    return {"pictures": str(folder)}
