@@ -51,6 +51,23 @@ def hits_at_k(ranking: np.ndarray, positives: Sequence[Collection[int]], ks: Seq
     Returns: (queries, len(ks)) bool, one column for each k in the order given.
     Raises: ValueError as `recall_at_k`.
     """
+    first = first_hits(ranking, positives)
+    answers = np.shape(ranking)[1]
+    for k in ks:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= answers:
+            raise ValueError(
+                f"ks holds {k!r}, but each query has {answers} answers. Give whole numbers from 1 to {answers}, or "
+                "rank more answers."
+            )
+    return (first[:, None] > 0) & (first[:, None] <= np.asarray(ks, np.int64))
+
+
+def first_hits(ranking: np.ndarray, positives: Sequence[Collection[int]]) -> np.ndarray:
+    """(queries,) int64 rank, from 1, of the first positive among each query's answers; 0 where there is none.
+
+    Args: see `recall_at_k`.
+    Raises: ValueError as `recall_at_k`.
+    """
     ranking = np.asarray(ranking)
     if ranking.ndim != 2 or not np.issubdtype(ranking.dtype, np.integer):
         raise ValueError(
@@ -63,12 +80,6 @@ def hits_at_k(ranking: np.ndarray, positives: Sequence[Collection[int]], ks: Seq
             f"positives has {len(positives)} entries for {queries} queries. Give one collection of database indices "
             "for each query, an empty one where there is none."
         )
-    for k in ks:
-        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= answers:
-            raise ValueError(
-                f"ks holds {k!r}, but each query has {answers} answers. Give whole numbers from 1 to {answers}, or "
-                "rank more answers."
-            )
     # One sorted search over all (query, database index) pairs at once: a loop over queries would be the slow part of
     # scoring a large benchmark.
     flat = _flatten_positives(positives)
@@ -77,8 +88,7 @@ def hits_at_k(ranking: np.ndarray, positives: Sequence[Collection[int]], ks: Seq
     row = np.arange(queries)
     pairs = np.repeat(row, count_positives(positives)) * len(indices) + wanted
     hit = np.isin(row[:, None] * len(indices) + ranked, pairs)
-    hit_so_far = np.logical_or.accumulate(hit, axis=1)
-    return hit_so_far[:, np.asarray(ks, dtype=np.int64) - 1]
+    return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0) if answers else np.zeros(queries, np.int64)
 
 
 def count_positives(positives: Sequence[Collection[int]]) -> np.ndarray:

@@ -332,11 +332,11 @@ class PlaceIndex:
         if len(rows := rows_without_meaning(vectors, self.metric)):
             names = [] if isinstance(queries, np.ndarray) else [queries.paths[row] for row in rows[:3]]
             fault = "aren't of length 1" if self.metric == "inner_product" else "are 0 throughout"
+            length = np.linalg.norm(vectors[rows[0]].astype(np.float64))
             raise ValueError(
                 f"The descriptors in rows {_some(rows.tolist())} {names or ''} hold numbers that aren't finite, or "
-                f"{fault} (row {rows[0]} has length {np.linalg.norm(vectors[rows[0]].astype(np.float64)):.4g}); scores of such rows in "
-                f"this index, whose metric is {self.metric}, mean nothing. Embed these photos again with the model "
-                "and processor of the others."
+                f"{fault} (row {rows[0]} has length {length:.4g}); scores of such rows in this index, whose metric is "
+                f"{self.metric}, mean nothing. Embed these photos again with the model and processor of the others."
             )
         return vectors
 
