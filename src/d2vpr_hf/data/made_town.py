@@ -30,7 +30,7 @@ HOURS = {"day": (10, 15), "dusk": (18, 19), "night": (21, 23), "fog": (7, 10), "
 # Along and across the street, from the place's middle.
 DATABASE_REACH_M, QUERY_REACH_M, TRAINING_REACH_M = (3.0, 1.2), (3.5, 1.6), (5.0, 2.0)
 QUERY_TURN_DEG = (4.0, 18.0)
-NEAR_SHARE, NEAR_M, NEAR_TURN_DEG = 0.4, (0.6, 1.6), (1.0, 5.0)
+NEAR_SHARE, NEAR_M, NEAR_TURN_DEG = 0.33, (0.6, 1.6), (1.0, 5.0)
 EASY_RADIUS_M, EASY_TURN_DEG = 0.6, 2.5
 
 

@@ -146,7 +146,7 @@ def _build_walls(
     half_width_x: list[float], half_width_y: list[float], random: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Houses around every block, each with four walls whose right-hand side is the outside."""
-    corners, widths = [], []
+    corners, widths, kinds = [], [], []
     for block_x in range(len(half_width_x) - 1):
         west = BLOCK_M * (block_x - 1) + half_width_x[block_x]
         east = BLOCK_M * block_x - half_width_x[block_x + 1]
@@ -154,11 +154,11 @@ def _build_walls(
             south = BLOCK_M * (block_y - 1) + half_width_y[block_y]
             north = BLOCK_M * block_y - half_width_y[block_y + 1]
             depth = HOUSE_DEPTH_M + 1.5  # the houses of the other two sides stand between these
-            for start, along, length in (
-                ((west, south), (1.0, 0.0), east - west),
-                ((east, north), (-1.0, 0.0), east - west),
-                ((east, south + depth), (0.0, 1.0), north - south - 2 * depth),
-                ((west, north - depth), (0.0, -1.0), north - south - 2 * depth),
+            for start, along, length, has_corners in (
+                ((west, south), (1.0, 0.0), east - west, True),
+                ((east, north), (-1.0, 0.0), east - west, True),
+                ((east, south + depth), (0.0, 1.0), north - south - 2 * depth, False),
+                ((west, north - depth), (0.0, -1.0), north - south - 2 * depth, False),
             ):
                 for offset, width, setback in _divide_side(length, random):
                     inward = (-along[1], along[0])
@@ -171,11 +171,14 @@ def _build_walls(
                     back_left = (foot[0] + inward[0] * HOUSE_DEPTH_M, foot[1] + inward[1] * HOUSE_DEPTH_M)
                     corners.append((foot, right, back_right, back_left))
                     widths.append(width)
+                    # A corner house has fronts on both streets.
+                    left = FRONT if has_corners and offset == 0 else SIDE
+                    right_side = FRONT if has_corners and offset + width > length - 0.5 else SIDE
+                    kinds += [FRONT, right_side, BACK, left]
     ring = torch.tensor(corners)  # (houses, 4 corners, 2)
     walls = torch.cat([ring, ring.roll(-1, dims=1)], dim=-1).flatten(0, 1)  # (houses * 4, 4)
     wall_house = torch.arange(len(ring)).repeat_interleave(4)
-    wall_kind = torch.tensor([FRONT, SIDE, BACK, SIDE]).repeat(len(ring))
-    return walls, wall_house, wall_kind, torch.tensor(widths)
+    return walls, wall_house, torch.tensor(kinds), torch.tensor(widths)
 
 
 def _divide_side(length: float, random: torch.Generator) -> list[tuple[float, float, float]]:

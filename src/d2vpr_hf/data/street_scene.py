@@ -22,7 +22,17 @@ from .street_rays import (
     nearest,
     to_view,
 )
-from .street_surfaces import Surface, hash01, mix, noise_at, shade_boards, shade_cars, shade_ground, shade_walls
+from .street_surfaces import (
+    Surface,
+    hash01,
+    mix,
+    noise_at,
+    shade_boards,
+    shade_cars,
+    shade_ground,
+    shade_walls,
+    smooth_noise_at,
+)
 from .street_weather import Weather
 
 NEAR_LAMPS = 8
@@ -299,7 +309,7 @@ def _light_sky(street: Street, weather: Weather, rays: Rays, hits: _Hits) -> Ten
     sky = mix(horizon, zenith, 1 - (-3.2 * up.clamp(min=0)).exp())
     drift = (here.visit % 977).float()
     sheet = 1.0 / (up.clamp(min=0.0) + 0.12)
-    cloud = noise_at(street.noise, east * sheet * 0.8 + drift, north * sheet * 0.8 + drift * 0.7)
+    cloud = smooth_noise_at(street.noise, east * sheet * 0.8 + drift, north * sheet * 0.8 + drift * 0.7)
     cloud = ((cloud + 1.6 * here.clouds - 0.7) * 1.6).clamp(0, 1) * (up * 6).clamp(0, 1) * (here.clouds < 0.99)
     sky = mix(sky, sky_light * 1.05 + 0.25 * sun_light, 0.75 * cloud)
     sun = here.sun.unbind(1)
@@ -376,6 +386,7 @@ def _develop(weather: Weather, light: Tensor) -> Tensor:
     exposed = light * (weather.exposure[:, None] * weather.tint)[:, :, None, None] * vignette
     toned = 1 - (-1.35 * exposed.clamp(min=0)).exp()
     encoded = toned.clamp(min=1e-5) ** (1 / 2.2)
+    encoded = torch.lerp(encoded, encoded.square() * (3 - 2 * encoded), 0.55)  # contrast
     pixel = torch.arange(height * width * 3, device=light.device).view(3, height, width)[None]
     seed = (weather.visit % 65521)[:, None, None, None]
     grain = hash01(pixel, seed, 1) + hash01(pixel, seed, 2) - 1.0  # triangular, standard deviation 0.41

@@ -51,6 +51,19 @@ def noise_at(noise: Tensor, a: Tensor, b: Tensor, texels_per_m: float = 24.0) ->
     return noise.flatten().index_select(0, row * 512 + column)
 
 
+def smooth_noise_at(noise: Tensor, a: Tensor, b: Tensor, texels_per_m: float = 24.0) -> Tensor:
+    """As `noise_at`, without steps where the picture shows single texels."""
+    row, column = a * texels_per_m, b * texels_per_m
+    top, left = row.floor(), column.floor()
+    flat, first_row, first_column = noise.flatten(), top.long(), left.long()
+
+    def texel(down: int, right: int) -> Tensor:
+        return flat.index_select(0, ((first_row + down) & 511) * 512 + ((first_column + right) & 511))
+
+    upper = torch.lerp(texel(0, 0), texel(0, 1), column - left)
+    return torch.lerp(upper, torch.lerp(texel(1, 0), texel(1, 1), column - left), row - top)
+
+
 def inside(value: Tensor, low: Tensor | float, high: Tensor | float, blur: Tensor) -> Tensor:
     """How much of a pixel `blur` wide, centred on `value`, lies between `low` and `high`."""
     return (((value - low) / blur + 0.5).clamp(0, 1) + ((high - value) / blur + 0.5).clamp(0, 1) - 1).clamp(min=0)
@@ -287,7 +300,8 @@ def shade_ground(street: Street, east: Tensor, north: Tensor, blur: Tensor, wet:
     half_y = street.half_width_y.index_select(0, (line_y.long() + 1).clamp(0, last))
     across_x, across_y = (east - line_x * BLOCK_M).abs(), (north - line_y * BLOCK_M).abs()
     road_x, road_y = half_x - PAVEMENT_M, half_y - PAVEMENT_M
-    in_x, in_y = across_x < half_x, across_y < half_y
+    # Paved up to houses that are set back, too.
+    in_x, in_y = across_x < half_x + 1.5, across_y < half_y + 1.5
     outside_x, outside_y = across_x - road_x, across_y - road_y  # metres beyond the kerb
     outside = torch.minimum(outside_x, outside_y)
     coarse = noise_at(street.noise, east * 0.5, north * 0.5)

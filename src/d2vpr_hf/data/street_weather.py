@@ -135,6 +135,8 @@ def draw_weather(
     count = len(conditions)
     # One column a quantity; `steady` repeats one row, but for the visit and the traffic.
     draw = torch.rand(1 if steady else count, 12, generator=random).expand(count, 12)
+    if steady:
+        draw = 0.3 + 0.4 * draw  # one odd hour would mark the whole set
 
     def between(name: str, column: int) -> Tensor:
         low, high = torch.tensor([getattr(limits, name) for limits in ranges], dtype=torch.float32).unbind(1)
