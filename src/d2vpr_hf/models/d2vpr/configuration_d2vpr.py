@@ -1,5 +1,6 @@
 """What a D2-VPR model is made of, as a transformers configuration."""
 
+from types import NoneType
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -13,6 +14,17 @@ DINOV2_SMALL = {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}
 AGGREGATOR_STEP = 48
 # The narrowest branch of an adapter has a sixteenth of its channels.
 ADAPTER_STEP = 16
+# Global, 4 medium, 9 small regions.
+REGIONS = 14
+# What a checkpoint says of the photos that its PCA was fitted on.
+PCA_SOURCE_FIELDS = {
+    "name": str,
+    "images": int,
+    "files_sha256": (str, NoneType),
+    "seed": int,
+    "renormalise": bool,
+    "variance_kept": float,
+}
 
 
 @strict
@@ -32,6 +44,11 @@ class D2VprConfig(PreTrainedConfig):
         interpolate_offset: patches added to the grid size when the position table is resized.
         dropout: of the aggregator's fusion and of the cross-image encoder, in training alone.
         converted_from: file name and SHA-256 of the checkpoint that was converted, if one was.
+        descriptor_dim: numbers in a descriptor; 14 * aggregator_dim, fewer only with a PCA.
+        pca_source: None, or the model ends in a PCA, and this says what it was fitted on: `name` of the photos, how
+            many `images`, `files_sha256` (of the SHA-256 of each file in hex, sorted, one a line; None where the
+            photos were no files), `seed` that drew them, whether its output is brought to unit length
+            (`renormalise`), and the share of the variance it keeps (`variance_kept`).
 
     Raises: huggingface_hub's StrictDataclassError (a type or a relation between fields doesn't hold).
     Source: arXiv 2511.12528.
@@ -51,6 +68,8 @@ class D2VprConfig(PreTrainedConfig):
     interpolate_offset: float | int = 0.1
     dropout: float | int = 0.1
     converted_from: dict | None = None
+    descriptor_dim: int | None = None
+    pca_source: dict | None = None
 
     def __post_init__(self, **kwargs) -> None:
         if isinstance(self.backbone_config, dict):
@@ -58,6 +77,8 @@ class D2VprConfig(PreTrainedConfig):
             self.backbone_config = {"model_type": "dinov2", **self.backbone_config}
         # JSON knows no tuples, and a saved configuration must equal the loaded one.
         self.recovery_layers = tuple(self.recovery_layers)
+        if self.descriptor_dim is None:
+            self.descriptor_dim = self.regional_dim
         super().__post_init__(**kwargs)
 
     @property
@@ -66,9 +87,9 @@ class D2VprConfig(PreTrainedConfig):
         return int(self.backbone_config.hidden_size * self.adapter_ratio)
 
     @property
-    def descriptor_dim(self) -> int:
-        """Numbers in a descriptor: 14 regional descriptors, one after the other."""
-        return 14 * self.aggregator_dim
+    def regional_dim(self) -> int:
+        """Numbers in the 14 regional descriptors, one after the other: a descriptor without PCA."""
+        return REGIONS * self.aggregator_dim
 
     def validate_architecture(self) -> None:
         if self.backbone_config.model_type != "dinov2":
@@ -97,6 +118,30 @@ class D2VprConfig(PreTrainedConfig):
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, but must be at least 0 and below 1.")
+        self.validate_reduction()
+
+    def validate_reduction(self) -> None:
+        if self.pca_source is None:
+            if self.descriptor_dim != self.regional_dim:
+                raise ValueError(
+                    f"descriptor_dim is {self.descriptor_dim}, but without a PCA (pca_source is None) a descriptor has "
+                    f"{REGIONS} * aggregator_dim = {self.regional_dim} numbers. Leave descriptor_dim out, and fit a "
+                    "PCA with `d2vpr reduce` for shorter descriptors."
+                )
+            return
+        if not 1 <= self.descriptor_dim <= self.regional_dim:
+            raise ValueError(
+                f"descriptor_dim is {self.descriptor_dim}, but a PCA of {self.regional_dim} numbers gives 1 to "
+                f"{self.regional_dim}. Give the dim that it was fitted for."
+            )
+        wrong = sorted(self.pca_source.keys() ^ PCA_SOURCE_FIELDS.keys()) or [
+            name for name, kind in PCA_SOURCE_FIELDS.items() if not isinstance(self.pca_source[name], kind)
+        ]
+        if wrong:
+            raise ValueError(
+                f"pca_source has missing, unknown or mistyped entries: {', '.join(wrong)}. It must hold "
+                f"{', '.join(PCA_SOURCE_FIELDS)}, as `d2vpr reduce` writes them."
+            )
 
 
 __all__ = ["D2VprConfig"]

@@ -36,6 +36,7 @@ class D2VprModelOutput(ModelOutput):
     Args:
         last_hidden_state: (batch, 1 + patches, aggregator_dim) class token and patch tokens after the recovery norm.
         pooler_output: (batch, descriptor_dim) float32 descriptors of unit length: global, 4 medium, 9 small regions.
+            With a PCA its components of these, which are of unit length only if the PCA renormalises.
         region_boxes: (batch, 13, 4) centre x, centre y, width, height in shares of the image: 4 medium regions, then
             9 small ones, each row by row.
         region_features: (batch, 13, aggregator_dim) the regions as pooled, before fusion and position.
@@ -327,6 +328,27 @@ def cross_image_encoder(dim: int, dropout: float) -> nn.TransformerEncoder:
     return nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
 
 
+class D2VprReduction(nn.Module):
+    """A PCA of descriptors, kept with the files that it was fitted on. Nothing here is trained, so all are buffers."""
+
+    def __init__(self, config: D2VprConfig) -> None:
+        super().__init__()
+        self.renormalise = config.pca_source["renormalise"]
+        files = config.pca_source["images"] if config.pca_source["files_sha256"] else 0
+        # A model without a checkpoint keeps the first numbers, until a PCA is put in.
+        self.register_buffer("mean", torch.zeros(config.regional_dim))
+        self.register_buffer("components", torch.eye(config.descriptor_dim, config.regional_dim))
+        # Size in bytes and the first 8 bytes of the SHA-256 of each file, by which they are known again anywhere.
+        self.register_buffer("files", torch.zeros(files, 2, dtype=torch.int64))
+
+    def forward(self, descriptor: torch.Tensor) -> torch.Tensor:
+        """(batch, descriptor_dim) of descriptors (batch, 14 * aggregator_dim), both float32."""
+        # float32 under autocast too, as the descriptor itself.
+        with torch.autocast(descriptor.device.type, enabled=False):
+            reduced = F.linear(descriptor - self.mean.float(), self.components.float())
+            return F.normalize(reduced, dim=-1) if self.renormalise else reduced
+
+
 def patch_grid(pixel_values: torch.Tensor, patch: int) -> tuple[int, int]:
     """(rows, columns) of patches of `patch` pixels in (batch, 3, height, width)."""
     if pixel_values.ndim != 4 or any(side % patch or not side for side in pixel_values.shape[-2:]):
@@ -368,6 +390,8 @@ class D2VprPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["D2VprEmbeddings", "D2VprLayer", "D2VprAggregator"]  # noqa: RUF012
     _supports_sdpa = True
+    # Each by itself: the whole module would bring the whole numbers of its files to float32 too.
+    _keep_in_fp32_modules_strict = ["reduction.mean", "reduction.components"]  # noqa: RUF012
     _warned_of_company = False
 
     @torch.no_grad()
@@ -442,6 +466,8 @@ class D2VprPreTrainedModel(PreTrainedModel):
 class D2VprModel(D2VprPreTrainedModel):
     """D2-VPR: one descriptor an image, by which photos of the same place are nearest neighbours.
 
+    A configuration with a `pca_source` adds a PCA at the end, whose weights are the checkpoint's.
+
     Without the cross-image encoder a descriptor depends on its image alone. With it (`cross_image_encoder=True`, which
     a converted checkpoint that holds one asks for) the images of a batch attend to each other: the same photo gets
     another descriptor in another company, results depend on batch size and order, and a single image gains nothing.
@@ -459,6 +485,8 @@ class D2VprModel(D2VprPreTrainedModel):
         self.aggregator = D2VprAggregator(config)
         if config.cross_image_encoder:
             self.encoder = cross_image_encoder(config.aggregator_dim, config.dropout)
+        if config.pca_source is not None:
+            self.reduction = D2VprReduction(config)
         self.post_init()
 
     @classmethod
@@ -486,6 +514,40 @@ class D2VprModel(D2VprPreTrainedModel):
             )
         return model
 
+    def add_reduction(
+        self, mean: torch.Tensor, components: torch.Tensor, files: torch.Tensor, source: dict[str, object]
+    ) -> None:
+        """Puts a PCA behind the model, in place; from then on it is part of the configuration and of the checkpoint.
+
+        Args:
+            mean: (14 * aggregator_dim) of the descriptors that the PCA was fitted on.
+            components: (descriptor_dim, 14 * aggregator_dim) orthonormal rows.
+            files: (images, 2) int64 size in bytes and first 8 bytes of the SHA-256 of each file; (0, 2) where the
+                images were no files.
+            source: the configuration's `pca_source`.
+
+        Raises: ValueError if the model has a PCA already, or a tensor's shape doesn't fit. huggingface_hub's
+            StrictDataclassError if the source doesn't hold what the configuration asks for.
+        """
+        if self.config.pca_source is not None:
+            raise ValueError(
+                f"The model ends in a PCA to {self.config.descriptor_dim} numbers already, fitted on "
+                f"{self.config.pca_source['name']}. Load the checkpoint it was made of, and fit one for that."
+            )
+        fields = {**self.config.to_dict(), "pca_source": source, "descriptor_dim": len(components)}
+        checked = type(self.config).from_dict(fields)
+        reduction = D2VprReduction(checked)
+        tensors = {"mean": mean, "components": components, "files": files}
+        expected = {name: tuple(tensor.shape) for name, tensor in reduction.state_dict().items()}
+        if (found := {name: tuple(tensor.shape) for name, tensor in tensors.items()}) != expected:
+            raise ValueError(
+                f"The PCA's tensors have the shapes {found}, but this model and `source` ask for {expected}. Fit the "
+                "PCA on descriptors of this model."
+            )
+        reduction.load_state_dict(tensors)
+        self.reduction = reduction.to(self.device).train(self.training)
+        self.config.descriptor_dim, self.config.pca_source = checked.descriptor_dim, checked.pca_source
+
     @can_return_tuple
     def forward(self, pixel_values: torch.FloatTensor, output_hidden_states: bool | None = None) -> D2VprModelOutput:
         """Descriptors of a batch of images.
@@ -511,6 +573,8 @@ class D2VprModel(D2VprPreTrainedModel):
             vectors = self.encoder(vectors)
         # float32 under autocast too: rounding here would shift every similarity.
         descriptor = F.normalize(vectors.flatten(1).float(), dim=-1)  # (batch, 14 * dim)
+        if self.config.pca_source is not None:
+            descriptor = self.reduction(descriptor)  # (batch, descriptor_dim)
         hidden_states = tuple(blocks[number] for number in sorted(blocks)) if keep_all else None
         return D2VprModelOutput(tokens, descriptor, boxes, features, hidden_states)
 

@@ -1,0 +1,232 @@
+"""A model that ends in a PCA: shorter descriptors wherever the checkpoint goes, and nothing in the way without one."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModel
+
+from d2vpr_hf import D2VprConfig, D2VprModel
+
+DIM, FULL = 8, 14 * 48
+SOURCE = {
+    "name": "made/train",
+    "images": 5,
+    "files_sha256": "ab" * 32,
+    "seed": 3,
+    "renormalise": False,
+    "variance_kept": 0.75,
+}
+
+
+@pytest.fixture
+def images():
+    return torch.randn(3, 3, 56, 84, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def pca():
+    """(mean, components, files) of a PCA to 8 numbers."""
+    random = torch.Generator().manual_seed(2)
+    components = torch.linalg.qr(torch.randn(FULL, DIM, generator=random)).Q.T.contiguous()
+    files = torch.randint(-(2**62), 2**62, (5, 2), generator=random)
+    return 0.02 * torch.randn(FULL, generator=random), components, files
+
+
+@pytest.fixture
+def reduced(tiny_model, pca):
+    tiny_model.add_reduction(*pca, SOURCE)
+    return tiny_model
+
+
+def described(model, images):
+    with torch.no_grad():
+        return model(images).pooler_output
+
+
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_descriptors_are_the_components_of_the_full_ones(tiny_model, images, pca, renormalise):
+    full = described(tiny_model, images).double()
+    tiny_model.add_reduction(*pca, SOURCE | {"renormalise": renormalise})
+    expected = (full - pca[0].double()) @ pca[1].double().T
+    if renormalise:
+        expected /= expected.norm(dim=1, keepdim=True)
+    found = described(tiny_model, images)
+    assert found.dtype == torch.float32
+    assert found.shape == (3, DIM) == (3, tiny_model.config.descriptor_dim)
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
+    assert torch.pdist(found).min() > 1e-3
+    # Without renormalising nothing is of unit length: the mean is gone.
+    assert renormalise == bool((found.norm(dim=1) - 1).abs().max() < 1e-5)
+
+
+def test_a_reduced_descriptor_is_the_same_alone_and_in_company(reduced, images):
+    alone = torch.cat([described(reduced, image[None]) for image in images])
+    torch.testing.assert_close(described(reduced, images), alone, rtol=0, atol=1e-6)
+
+
+def test_everything_but_the_descriptor_stays(tiny_model, images, pca):
+    with torch.no_grad():
+        before = tiny_model(images)
+        tiny_model.add_reduction(*pca, SOURCE)
+        after = tiny_model(images)
+    for name in ("last_hidden_state", "region_boxes", "region_features"):
+        assert torch.equal(after[name], before[name])
+
+
+def test_saved_and_loaded_to_the_bit(tmp_path, reduced, images, pca):
+    reduced.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.descriptor_dim, config.regional_dim, config.pca_source) == (DIM, FULL, SOURCE)
+    loaded, info = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert torch.equal(loaded.reduction.files, pca[2])
+    assert torch.equal(described(loaded, images), described(reduced, images))
+
+
+def test_remote_code_gives_the_same_short_descriptors(tmp_path, reduced, images):
+    reduced.save_pretrained(tmp_path / "d2vpr")
+    torch.save((images, described(reduced, images)), tmp_path / "expected.pt")
+    code = """
+import importlib.util, sys
+sys.path = [entry for entry in sys.path if not entry.rstrip("/").endswith("src")]
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+assert importlib.util.find_spec("d2vpr_hf") is None
+import torch
+from transformers import AutoModel
+images, expected = torch.load("expected.pt")
+model = AutoModel.from_pretrained("d2vpr", trust_remote_code=True)
+assert type(model).__module__.startswith("transformers_modules."), type(model)
+with torch.no_grad():
+    assert torch.equal(model(images).pooler_output, expected)
+print(tuple(expected.shape), model.config.pca_source["name"])
+"""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.stdout.strip() == "(3, 8) made/train", result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", ["mean", "components", "files"])
+@pytest.mark.parametrize("model_class", [D2VprModel, AutoModel])
+def test_a_checkpoint_without_all_of_its_pca_never_loads(tmp_path, reduced, name, model_class):
+    reduced.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    tensor = weights.pop(f"reduction.{name}")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"missing: reduction\.{name}"):
+        model_class.from_pretrained(tmp_path)
+    weights[f"reduction.{name}"] = tensor[1:].clone()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=rf"reduction\.{name}: shape \({len(tensor) - 1},.*expected \({len(tensor)},"):
+        model_class.from_pretrained(tmp_path)
+
+
+def test_a_pca_stays_behind_on_no_request(tmp_path, reduced):
+    reduced.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"unexpected: reduction\.components"):
+        AutoModel.from_pretrained(tmp_path, pca_source=None, descriptor_dim=None)
+    with pytest.raises(ValueError, match=r"reduction\.components: shape \(8, 672\), expected \(4, 672\)"):
+        AutoModel.from_pretrained(tmp_path, descriptor_dim=4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_pca_stays_in_float32(tmp_path, reduced, images, dtype):
+    exact = described(reduced, images)
+    with torch.autocast("cpu", dtype=dtype):
+        autocast = described(reduced, images)
+    assert autocast.dtype == torch.float32
+    assert 0 < (autocast - exact).abs().max() < 0.02
+    reduced.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=dtype)
+    assert loaded.recovery.norm.weight.dtype == dtype
+    assert loaded.reduction.components.dtype == loaded.reduction.mean.dtype == torch.float32
+    assert loaded.reduction.files.dtype == torch.int64
+    halved = described(loaded, images.to(dtype))
+    assert halved.dtype == torch.float32
+    assert (halved - exact).abs().max() < 0.02
+
+
+def test_a_pca_is_no_parameter(tiny_model, pca):
+    """What is no parameter isn't trained, counted or decayed."""
+    before = tiny_model.num_parameters()
+    tiny_model.add_reduction(*pca, SOURCE)
+    assert tiny_model.num_parameters() == before
+    assert not [name for name, _ in tiny_model.named_parameters() if name.startswith("reduction")]
+    assert {name for name in tiny_model.state_dict() if name.startswith("reduction")} == {
+        "reduction.mean",
+        "reduction.components",
+        "reduction.files",
+    }
+
+
+def test_gradients_pass_the_pca(reduced, images):
+    described = reduced.train()(images).pooler_output
+    assert described.requires_grad
+    described.square().sum().backward()
+    assert reduced.recovery.projection.weight.grad.abs().max() > 0
+
+
+def test_a_second_pca_and_one_of_other_descriptors_are_refused(tiny_model, pca):
+    mean, components, files = pca
+    with pytest.raises(ValueError, match=r"'mean': \(671,\)"):
+        tiny_model.add_reduction(mean[1:], components, files, SOURCE)
+    with pytest.raises(ValueError, match=r"'files': \(4, 2\)"):
+        tiny_model.add_reduction(mean, components, files[1:], SOURCE)
+    # What was refused has changed nothing.
+    assert tiny_model.config.pca_source is None
+    assert not hasattr(tiny_model, "reduction")
+    tiny_model.add_reduction(mean, components, files, SOURCE)
+    with pytest.raises(ValueError, match="ends in a PCA to 8 numbers already, fitted on made/train"):
+        tiny_model.add_reduction(mean, components, files, SOURCE)
+
+
+def test_a_model_without_checkpoint_keeps_the_first_numbers(tiny_config, images):
+    torch.manual_seed(0)
+    full = D2VprModel(tiny_config).eval()
+    short = D2VprModel(type(tiny_config)(**tiny_config.to_dict() | {"descriptor_dim": DIM, "pca_source": SOURCE}))
+    short.load_state_dict(full.state_dict(), strict=False)
+    assert torch.equal(described(short.eval(), images), described(full, images)[:, :DIM])
+
+
+def test_the_length_follows_the_width_without_a_pca():
+    assert D2VprConfig(aggregator_dim=96).descriptor_dim == D2VprConfig(aggregator_dim=96).regional_dim == 14 * 96
+    assert D2VprConfig(descriptor_dim=10_752).pca_source is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"descriptor_dim": 512}, r"descriptor_dim is 512, but without a PCA .* 14 \* aggregator_dim = 10752"),
+        ({"descriptor_dim": 0, "pca_source": SOURCE}, "gives 1 to 10752"),
+        ({"descriptor_dim": 10_753, "pca_source": SOURCE}, "gives 1 to 10752"),
+        ({"descriptor_dim": 512, "pca_source": {"name": "x"}}, "entries: files_sha256, images, renormalise, seed"),
+        ({"descriptor_dim": 512, "pca_source": SOURCE | {"renormalize": True}}, "entries: renormalize"),
+        ({"descriptor_dim": 512, "pca_source": SOURCE | {"renormalise": "no"}}, "entries: renormalise"),
+        ({"descriptor_dim": "512"}, "descriptor_dim"),
+    ],
+)
+def test_what_does_not_fit_is_refused(fields, complaint):
+    with pytest.raises(StrictDataclassError, match=complaint):
+        D2VprConfig(**fields)
+
+
+def test_files_unknown_leave_no_fingerprints(tmp_path, tiny_model, pca, images):
+    mean, components, _ = pca
+    tiny_model.add_reduction(mean, components, torch.empty(0, 2, dtype=torch.int64), SOURCE | {"files_sha256": None})
+    tiny_model.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert loaded.reduction.files.shape == (0, 2)
+    np.testing.assert_array_equal(described(loaded, images), described(tiny_model, images))
