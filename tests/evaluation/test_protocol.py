@@ -8,7 +8,8 @@ from PIL import Image
 
 from d2vpr_hf.data.coordinates import Positions
 from d2vpr_hf.data.folders import read_photo_folder
-from d2vpr_hf.evaluation.protocol import evaluate_protocol, folder_protocol
+from d2vpr_hf.evaluation import descriptor_cache
+from d2vpr_hf.evaluation.protocol import DEFAULT_KS, evaluate_protocol, folder_protocol
 from d2vpr_hf.retrieval.embed import embed_images
 from d2vpr_hf.retrieval.index import PlaceIndex
 
@@ -30,9 +31,8 @@ class MeanColour(torch.nn.Module):
 class PlainProcessor:
     size = {"height": 8, "width": 8}  # noqa: RUF012 - as image processors have it
 
-    def __call__(self, images, return_tensors):
-        images = images if isinstance(images, list) else [images]
-        pixels = np.stack([np.asarray(image.convert("RGB").resize((8, 8))) for image in images])
+    def __call__(self, image, return_tensors, do_resize=True):
+        pixels = np.array(image.convert("RGB").resize((8, 8)) if do_resize else image)[None]
         return {"pixel_values": torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255}
 
 
@@ -96,6 +96,13 @@ def test_two_folders_with_listed_positives(folders, run):
     assert "listed by name in positives.json" in result.markdown()
     assert "Queries without positives: 1; they count as misses." in result.markdown()
     assert "| 50.0 | 75.0 | 75.0 |" in result.markdown()
+    assert "batches: each photo by itself" in result.markdown()
+    assert result.first_hits.tolist() == [0, 1, 1, 2]
+    # Three queries have positives. By falling score red, green and blue's own colours come in some order, of which blue
+    # has no positive and is wrong; the sky's photo equals the database's sky and is wrong with the best score of all.
+    assert result.precision_recall.recall_at_full_precision == 0
+    assert 0 < result.precision_recall.area < 2 / 3
+    assert "recall at 100 % precision 0.0 %" in result.markdown()
 
 
 def test_results_hold_all_that_the_numbers_depend_on(folders, run):
@@ -108,13 +115,20 @@ def test_results_hold_all_that_the_numbers_depend_on(folders, run):
     assert saved["denominator"] == "all"
     assert saved["counts"]["queries"] == 4
     assert saved["queries_without_positives"] == 1
+    low, high = saved["recall_intervals"]["recall@1"]
+    assert 0 <= low < 0.5 < high <= 1
+    assert saved["recall_intervals"].keys() == {"level", "resamples", "seed", "recall@1", "recall@2"}
     assert saved["ranking"][2]["query"] == "day/red.png"
+    assert [(each["positives"], each["first_hit"]) for each in saved["ranking"]] == [(0, None), (1, 1), (1, 1), (2, 2)]
     assert saved["ranking"][2]["answers"][0] == "red.png"
     assert saved["ranking"][2]["scores"] == sorted(saved["ranking"][2]["scores"], reverse=True)
     assert len(saved["model"]["weight_hash"]) == 64
     assert saved["settings"] | {"device": None} == {
         "k": [1, 2],
+        "query_method": "hard_resize",
+        "metric": "inner_product",
         "batch_size": 32,
+        "batch_rule": "each photo by itself: the batch size changes nothing",
         "dtype": "float32",
         "device": None,
         "image_size": {"height": 8, "width": 8},
@@ -214,3 +228,104 @@ def test_empty_folders_and_wrong_cut_offs_are_refused(folders, run):
     for wrong in ((), (0,), (1.5,)):
         with pytest.raises(ValueError, match="ks"):
             run(protocol, ks=wrong)
+
+
+def counting(model):
+    """The number of photos that a model is shown from here on."""
+    shown = []
+    model.register_forward_pre_hook(lambda _, inputs: shown.append(len(inputs[0])))
+    return shown
+
+
+def test_a_cache_is_read_instead_of_embedding_again(folders, run, tmp_path):
+    protocol = folder_protocol(folders / "database", folders / "queries", positives=POSITIVES)
+    model = MeanColour()
+    shown, plain = counting(model), run(protocol, ks=(1, 2))
+    first = run(protocol, model=model, cache=tmp_path / "cache", ks=(1, 2))
+    assert sum(shown) == 8
+    again = run(protocol, model=model, cache=tmp_path / "cache", ks=(1, 2))
+    assert sum(shown) == 8
+    for result in (first, again):
+        np.testing.assert_array_equal(result.ranking, plain.ranking)
+        np.testing.assert_array_equal(result.scores, plain.scores)
+    # A photo that has changed is embedded again, and it alone; another query method, or weights, share nothing but
+    # the database.
+    paint(folders / "queries" / "night" / "red.png", COLOURS["red"])
+    assert run(protocol, model=model, cache=tmp_path / "cache", ks=(1, 2)).recall == {1: 3 / 4, 2: 3 / 4}
+    assert sum(shown) == 9
+    run(protocol, model=model, cache=tmp_path / "cache", query_method="central_crop")
+    assert sum(shown) == 9 + 4
+    other = MeanColour(2.0)
+    shown_to_other = counting(other)
+    run(protocol, model=other, cache=tmp_path / "cache")
+    assert sum(shown_to_other) == 8
+
+
+def test_a_model_that_mixes_images_says_so_and_has_no_cache(folders, run, tmp_path):
+    model = MeanColour()
+    model.config = SimpleNamespace(cross_image_encoder=True)
+    protocol = folder_protocol(folders / "database", folders / "queries", positives=POSITIVES)
+    assert "in batches of 3" in run(protocol, model=model, batch_size=3).settings["batch_rule"]
+    with pytest.raises(ValueError, match="cross_image_encoder=False"):
+        run(protocol, model=model, cache=tmp_path)
+    assert not descriptor_cache.mixes_images(MeanColour())
+
+
+@pytest.mark.parametrize("method", ["central_crop", "single_query", "five_crops", "nearest_crop", "maj_voting"])
+def test_query_methods_run_and_colours_stay_what_they_are(folders, run, method):
+    protocol = folder_protocol(folders / "database", folders / "queries", positives=POSITIVES)
+    result = run(protocol, ks=(1, 2), query_method=method)
+    # Every crop of a photo in one colour has this colour.
+    assert result.recall == {1: 2 / 4, 2: 3 / 4}
+    assert result.settings["query_method"] == method
+    assert f"Queries by {method};" in result.markdown()
+    (folders / "queries" / "day" / "red.png").write_bytes(b"")
+    result = run(protocol, ks=(1, 2), query_method=method)
+    assert [len(photos) for photos in result.skipped.values()] == [0, 1]
+    assert result.ranking[:, 0].tolist() == [0, 1, -1, 3]
+
+
+class LongColour(MeanColour):
+    """Descriptors as long as the colour is strong."""
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(pooler_output=self.scale * pixel_values.mean(dim=(2, 3)))
+
+
+def test_descriptors_that_are_not_of_length_1_are_ranked_by_distance(folders, run):
+    paint(folders / "database" / "white.png", (255, 255, 255))
+    model = LongColour(3.0)
+    results = []
+    for database in (folders / "database", folders / "places"):
+        if database.name == "places":
+            photos = read_photo_folder(folders / "database")
+            rows = embed_images(photos.paths, model=model, processor=PlainProcessor(), workers=1, progress=False)
+            PlaceIndex.build(rows).save(database)
+        results.append(run(folder_protocol(database, folders / "queries", positives=POSITIVES), model=model, ks=(1,)))
+        # By inner product white, the longest, would be everybody's best answer.
+        assert results[-1].ranking[:, 0].tolist() == [0, 1, 2, 3]
+        assert results[-1].settings["metric"] == "l2"
+        assert (results[-1].scores <= 0).all()
+    np.testing.assert_allclose(results[0].scores, results[1].scores, atol=1e-5)
+    with pytest.raises(ValueError, match=r"descriptors of LongColour mean nothing.*length is 0"):
+        run(folder_protocol(folders / "database", folders / "queries", positives=POSITIVES), model=LongColour(0.0))
+
+
+def test_predictions_are_written_as_keys(folders, run, tmp_path):
+    result = run(folder_protocol(folders / "database", folders / "queries", labels=False), ks=(1, 25))
+    lines = result.save_predictions(tmp_path / "predictions.txt").read_text().splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["blue", "blue"],
+        ["green", "green"],
+        ["red", "red"],
+        ["red", "sky"],
+    ]
+    assert {len(line.split()) for line in lines} == {5}  # the query and the whole database of four
+    with pytest.raises(ValueError, match=r"k is 30, but 25 answers"):
+        result.save_predictions(tmp_path / "predictions.txt", k=30)
+
+
+def test_the_cut_offs_of_the_field_and_of_the_original_are_the_default(folders, run):
+    result = run(folder_protocol(folders / "database", folders / "queries", positives=POSITIVES))
+    assert {1, 5, 10, 20} | {1, 5, 10, 100} == set(DEFAULT_KS) == result.recall.keys()
+    assert result.recall == {1: 2 / 4, 5: 3 / 4, 10: 3 / 4, 20: 3 / 4, 100: 3 / 4}

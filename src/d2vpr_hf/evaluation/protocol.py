@@ -1,10 +1,8 @@
-"""Runs an evaluation: which photos are the database and the queries, what counts as right, and the numbers."""
+"""Runs an evaluation: embeds the photos of a protocol, ranks its database for each query, and scores the ranking."""
 
-import json
 import platform
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,197 +11,24 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..data.coordinates import Positions, positives_within
-from ..data.folders import PhotoFolder, read_photo_folder
+from ..data.folders import PhotoFolder
 from ..data.images import path_to_text
 from ..retrieval.embed import Descriptors, _default_device, embed_images, weight_hash
 from ..retrieval.index import PlaceIndex
-from ..retrieval.index_folder import SETTINGS_FILE
-from ..retrieval.row_files import replace_file
-from .positives import read_positives
-from .recall import Denominator, count_positives, recall_at_k
+from ..retrieval.metric import Metric, metric_of, rows_without_meaning
+from ..retrieval.nearest import nearest_rows
+from .descriptor_cache import batch_rule, cache_folder, mixes_images
+from .labels import Protocol, database_names, folder_protocol
+from .query_methods import QueryMethod, Search, query_views, rank_views
+from .recall import recall_at_k
+from .results import RESULTS_FILE, Evaluation
 
-RESULTS_FILE = "results.json"
+__all__ = ["DEFAULT_KS", "RESULTS_FILE", "Evaluation", "Protocol", "evaluate_protocol", "folder_protocol"]
 
-_CHOICES = (
-    "Choose one: positives=... (--positives positives.json), a JSON file of {query file name: [database file names]}; "
-    "radius_m=25 (--radius-m 25), which needs coordinates; or labels=False (--no-labels), which ranks without scoring."
-)
+# What the field's tables show (1, 5, 10), and the further cut-offs of its and the original's logs.
+DEFAULT_KS = (1, 5, 10, 20, 100)
+
 _PACKAGES = ("torch", "transformers", "faiss-cpu", "numpy", "pillow")
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """What is ranked, and what counts as right.
-
-    Attributes:
-        name: short name of the protocol.
-        database: the photos, or an index of them.
-        queries: the photos to find.
-        positives: for each query, the rows of the database that show its place; None where nobody knows.
-        rule: in words, what makes a database photo a positive.
-        denominator: whether queries without positives count as misses ("all") or don't count ("with_positives").
-    """
-
-    name: str
-    database: PhotoFolder | PlaceIndex
-    queries: PhotoFolder
-    positives: list[np.ndarray] | None
-    rule: str
-    denominator: Denominator = "all"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What came out of a run of a protocol, and all that it depends on.
-
-    Attributes:
-        protocol: what was run.
-        recall: {k: fraction in [0, 1]}, unrounded; None without labels.
-        ranking: (queries, answers) rows of the database, best first, for every query of the protocol; -1 where there
-            are no more answers, and throughout for a query that was skipped.
-        scores: (queries, answers) float32 inner products, nan there.
-        database_names: of all database photos, in the order of the rows.
-        skipped: {"database": [(path, reason)], "queries": [(path, reason)]}: photos that could not be read. A skipped
-            database photo is never an answer; a skipped query counts as a miss.
-        model_name: of the model that made the descriptors.
-        weight_hash: of its weights.
-        settings: cut-offs, batch size, number type, device, image size.
-        versions: of Python and the packages.
-        command: the command line.
-    """
-
-    protocol: Protocol
-    recall: dict[int, float] | None
-    ranking: np.ndarray
-    scores: np.ndarray
-    database_names: list[str]
-    skipped: dict[str, list[tuple[str, str]]]
-    model_name: str
-    weight_hash: str
-    settings: dict[str, Any]
-    versions: dict[str, str]
-    command: list[str]
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Numbers of database photos and queries, all of them and those that could be read."""
-        database, queries = len(self.database_names), len(self.protocol.queries.paths)
-        return {
-            "database": database,
-            "database_ranked": database - len(self.skipped["database"]),
-            "queries": queries,
-            "queries_ranked": queries - len(self.skipped["queries"]),
-        }
-
-    @property
-    def queries_without_positives(self) -> int | None:
-        """Number of queries that nothing in the database answers; None without labels."""
-        positives = self.protocol.positives
-        return None if positives is None else int((count_positives(positives) == 0).sum())
-
-    def to_json(self) -> dict[str, Any]:
-        """Everything as one JSON object; recall as fractions, `ranking` with the names of the photos."""
-        return {
-            "protocol": self.protocol.name,
-            "rule": self.protocol.rule,
-            "denominator": None if self.recall is None else self.protocol.denominator,
-            "primary_metric": None if self.recall is None else f"recall@{min(self.recall)}",
-            "recall": None if self.recall is None else {f"recall@{k}": share for k, share in self.recall.items()},
-            "counts": self.counts,
-            "queries_without_positives": self.queries_without_positives,
-            "skipped": {
-                split: [{"path": path, "reason": reason} for path, reason in photos]
-                for split, photos in self.skipped.items()
-            },
-            "model": {"name": self.model_name, "weight_hash": self.weight_hash},
-            "settings": self.settings,
-            "versions": self.versions,
-            "command": self.command,
-            "ranking": [
-                {
-                    "query": query,
-                    "answers": [self.database_names[row] for row in rows if row >= 0],
-                    "scores": [float(score) for row, score in zip(rows, scores, strict=True) if row >= 0],
-                }
-                for query, rows, scores in zip(self.protocol.queries.names, self.ranking, self.scores, strict=True)
-            ],
-        }
-
-    def save(self, folder: str | Path) -> Path:
-        """Path of `results.json`, written into `folder` whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / RESULTS_FILE
-        replace_file(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False).encode())
-        return path
-
-    def markdown(self) -> str:
-        """The result as a small table (percent, one decimal), with what the numbers leave out below it."""
-        counts, recall = self.counts, self.recall or {}
-        header = ["protocol", "model", "database", "queries", *(f"recall@{k}" for k in recall)]
-        values = [
-            self.protocol.name,
-            f"{self.model_name} ({self.weight_hash[:8]})",
-            f"{counts['database']:,}",
-            f"{counts['queries']:,}",
-            *(f"{100 * share:.1f}" for share in recall.values()),
-        ]
-        table = [header, ["---"] * len(header), values]
-        lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table]
-        lines += ["", f"Positives: {self.protocol.rule}."]
-        if self.queries_without_positives:
-            treated = "count as misses" if self.protocol.denominator == "all" else "are left out"
-            lines.append(f"Queries without positives: {self.queries_without_positives}; they {treated}.")
-        for split, photos in self.skipped.items():
-            if photos:
-                effect = "never an answer" if split == "database" else "counted as misses"
-                lines.append(f"Skipped {split} photos, {effect}: {len(photos)}.")
-        return "\n".join(lines) + "\n"
-
-
-def folder_protocol(
-    database: str | Path | PhotoFolder | PlaceIndex,
-    queries: str | Path | PhotoFolder,
-    *,
-    positives: str | Path | Mapping[str, Sequence[str]] | None = None,
-    radius_m: float | None = None,
-    labels: bool = True,
-) -> Protocol:
-    """The protocol of two folders of one's own.
-
-    Args:
-        database: folder of photos, folder of a saved index, or either of them read.
-        queries: folder of photos, or one read.
-        positives: {query file name: [database file names]}, or a JSON file of that; a query that isn't listed has
-            none.
-        radius_m: metres within which a database photo is a positive, inclusive; 25 in the UTM benchmarks.
-        labels: False ranks without scoring.
-
-    Returns: a protocol in which queries without positives count as misses.
-    Raises: ValueError unless exactly one of the three is chosen, if coordinates are missing that the radius needs, if
-        no query has any positive, or as `read_positives`.
-    """
-    if (positives is not None) + (radius_m is not None) + (not labels) != 1:
-        raise ValueError(f"positives is {positives!r:.60}, radius_m {radius_m} and labels {labels}. {_CHOICES}")
-    database, queries = _opened_database(database), _opened_queries(queries)
-    _check_filled(len(_names(database)), "database")
-    _check_filled(len(queries.paths), "query")
-    if not labels:
-        return Protocol("folders", database, queries, None, "none: the photos are ranked without labels")
-    if positives is not None:
-        rows = read_positives(positives, database_names=_names(database), query_names=queries.names)
-        rule = "listed by name" if isinstance(positives, Mapping) else f"listed by name in {Path(positives).name}"
-    else:
-        rows = _positives_by_radius(database, queries, radius_m)
-        rule = f"database photos within {radius_m:g} m of the query, inclusive{_unknown(database, queries)}"
-    if not count_positives(rows).any():
-        raise ValueError(
-            f"None of the {len(rows)} queries has a positive among the {len(_names(database))} database photos "
-            f"({rule}), so that recall would be 0 whatever the model. Check that the two folders show the same area. "
-            f"{_CHOICES}"
-        )
-    return Protocol("folders", database, queries, rows, rule)
 
 
 def evaluate_protocol(
@@ -211,7 +36,9 @@ def evaluate_protocol(
     *,
     model: torch.nn.Module,
     processor: Any,
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] = DEFAULT_KS,
+    query_method: QueryMethod = "hard_resize",
+    cache: str | Path | None = None,
     batch_size: int = 32,
     device: str | torch.device | None = None,
     dtype: str = "float32",
@@ -221,58 +48,52 @@ def evaluate_protocol(
     """Embeds the photos of a protocol, ranks the database for each query, and scores the ranking.
 
     Args:
-        protocol: from `folder_protocol`. An index as its database must come from the same weights.
-        model: gives descriptors as `pooler_output`.
+        protocol: from `folder_protocol` or `benchmark_protocol`. An index as its database must come from the same
+            weights.
+        model: gives descriptors as `pooler_output`. Where they aren't of length 1 they are ranked by distance.
         processor: the model's image processor.
         ks: cut-offs of recall@k; the largest is the number of answers kept. A k above the size of the database takes
             all of it.
+        query_method: how a query becomes descriptors (see `query_methods`); the database is always squashed.
+        cache: folder in which descriptors are kept from run to run and read instead of being made again (see
+            `descriptor_cache`); by default none. With it the vectors stay on the disk, so that a database larger than
+            memory can be ranked. A model that mixes a batch's images can't use one.
         batch_size: photos at a time. The result doesn't depend on it, unless the model mixes a batch's images.
         device: where to embed; by default where the model is, or the first GPU for a model on the CPU.
         dtype: arithmetic under autocast; descriptors are float32 in any case.
         workers: threads that decode; by default one for each core.
         progress: show a bar.
 
-    Raises: ValueError if a k isn't a whole number from 1, if the index comes from other weights, or if no photo of a
-        folder can be read.
+    Raises: ValueError if a k isn't a whole number from 1, if the index comes from other weights, if no photo of a
+        folder can be read, if a descriptor means nothing, or if a cache is given to a model that mixes images.
     """
     ks = sorted({_checked_k(k) for k in ks})
     if not ks:
         raise ValueError("ks is empty. Give at least one cut-off, such as 1.")
+    views = query_views(query_method, processor, model)
     database, queries = protocol.database, protocol.queries
     # Named here, because the results say where the descriptors were computed.
-    device = _default_device(next(model.parameters()).device) if device is None else torch.device(device)
+    device = _default_device(_device_of(model)) if device is None else torch.device(device)
     options = {"batch_size": batch_size, "device": device, "dtype": dtype, "workers": workers, "progress": progress}
+    embed = _Embedding(model, options, _checked_cache(cache, model))
 
-    def embed(folder: PhotoFolder, kind: str) -> tuple[Descriptors, np.ndarray]:
-        descriptors = embed_images(folder.paths, model=model, processor=processor, **options)
-        if not descriptors.paths:
-            path, reason = descriptors.skipped[0]
-            raise ValueError(
-                f"None of the {len(folder.paths)} {kind} photos in {folder.root} can be read ({path}: {reason}). "
-                "Give a folder with at least one photo that opens."
-            )
-        row_of = {path_to_text(path): row for row, path in enumerate(folder.paths)}
-        return descriptors, np.array([row_of[path] for path in descriptors.paths], np.int64)
-
-    skipped: dict[str, list[tuple[str, str]]] = {"database": [], "queries": []}
     if isinstance(database, PlaceIndex):
         # Before the queries are embedded, which may take an hour.
         _check_same_weights(database, model)
-        index, database_rows = database, np.arange(len(database))
+        skipped_database: list[tuple[str, str]] = []
+        metric, search = database.metric, _searching_index(database)
     else:
-        descriptors, database_rows = embed(database, "database")
-        skipped["database"] = list(descriptors.skipped)
-        index = PlaceIndex.build(descriptors, database.positions[database_rows])
-        del descriptors
-    descriptors, query_rows = embed(queries, "query")
-    skipped["queries"] = list(descriptors.skipped)
-    matches = index.search(descriptors, ks[-1])
+        descriptors, rows = embed(database, "database", processor)
+        skipped_database = list(descriptors.skipped)
+        metric = metric_of(descriptors.vectors)
+        search = _searching_vectors(_checked_vectors(descriptors, metric), rows, metric)
+    found = [embed(queries, "query", view) for view in views]
+    query_rows, vectors = _common_rows(found, metric)
 
     ranking = np.full((len(queries.paths), ks[-1]), -1, np.int64)
     scores = np.full(ranking.shape, np.nan, np.float32)
-    places = np.searchsorted(index.places["id"].to_numpy(), matches.ids)
-    ranking[query_rows] = np.where(matches.ids < 0, -1, database_rows[np.minimum(places, len(index) - 1)])
-    scores[query_rows] = matches.scores
+    scores[query_rows], ranking[query_rows] = rank_views(query_method, vectors, ks[-1], metric, search)
+    first = found[0][0]
     return Evaluation(
         protocol=protocol,
         recall=None
@@ -280,13 +101,16 @@ def evaluate_protocol(
         else recall_at_k(ranking, protocol.positives, ks, protocol.denominator),
         ranking=ranking,
         scores=scores,
-        database_names=_names(database),
-        skipped=skipped,
-        model_name=descriptors.model_name,
-        weight_hash=descriptors.weight_hash,
+        database_names=database_names(database),
+        skipped={"database": skipped_database, "queries": _skipped_in_any([each for each, _ in found])},
+        model_name=first.model_name,
+        weight_hash=first.weight_hash,
         settings={
             "k": ks,
+            "query_method": query_method,
+            "metric": metric,
             "batch_size": batch_size,
+            "batch_rule": batch_rule(model, batch_size),
             "dtype": dtype,
             "device": str(device),
             "image_size": _image_size(processor),
@@ -297,43 +121,92 @@ def evaluate_protocol(
     )
 
 
-def _opened_database(database: str | Path | PhotoFolder | PlaceIndex) -> PhotoFolder | PlaceIndex:
-    if not isinstance(database, (str, Path)):
-        return database
-    return PlaceIndex.load(database) if (Path(database) / SETTINGS_FILE).is_file() else read_photo_folder(database)
+class _Embedding:
+    """Embeds a folder's photos, or reads from the cache what it has of them."""
+
+    def __init__(self, model: torch.nn.Module, options: dict[str, Any], cache: Path | None) -> None:
+        self.model = model
+        self.options = options
+        self.cache = cache
+
+    def __call__(self, photos: PhotoFolder, kind: str, processor: Callable[..., Any]) -> tuple[Descriptors, np.ndarray]:
+        """The descriptors, and which row of the folder each belongs to."""
+        folder = None
+        if self.cache is not None:
+            made_by = {"weight_hash": weight_hash(self.model), "processor": processor, "dtype": self.options["dtype"]}
+            folder = cache_folder(self.cache, photos.paths, **made_by)
+        descriptors = embed_images(photos.paths, model=self.model, processor=processor, folder=folder, **self.options)
+        if not descriptors.paths:
+            path, reason = descriptors.skipped[0]
+            raise ValueError(
+                f"None of the {len(photos.paths)} {kind} photos in {photos.root} can be read ({path}: {reason}). "
+                "Give a folder with at least one photo that opens."
+            )
+        row_of = {path_to_text(path): row for row, path in enumerate(photos.paths)}
+        return descriptors, np.array([row_of[path] for path in descriptors.paths], np.int64)
 
 
-def _opened_queries(queries: str | Path | PhotoFolder) -> PhotoFolder:
-    return read_photo_folder(queries) if isinstance(queries, (str, Path)) else queries
+def _searching_index(index: PlaceIndex) -> Search:
+    ids = index.places["id"].to_numpy()
+
+    def search(vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        matches = index.search(vectors, depth)
+        rows = np.minimum(np.searchsorted(ids, matches.ids), len(ids) - 1)
+        return matches.scores, np.where(matches.ids < 0, -1, rows)
+
+    return search
 
 
-def _names(database: PhotoFolder | PlaceIndex) -> list[str]:
-    return database.places["path"].tolist() if isinstance(database, PlaceIndex) else database.names
+def _searching_vectors(vectors: np.ndarray, rows: np.ndarray, metric: Metric) -> Search:
+    """Ranks vectors that may lie on the disk; `rows` says which database photo each belongs to."""
+
+    def search(queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+        scores, found = nearest_rows(queries, vectors, depth, metric)
+        return scores, np.where(found < 0, -1, rows[found])
+
+    return search
 
 
-def _check_filled(photos: int, kind: str) -> None:
-    if not photos:
-        raise ValueError(f"The {kind} folder holds no photos. Give a folder with at least one.")
+def _common_rows(found: list[tuple[Descriptors, np.ndarray]], metric: Metric) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The queries that have a descriptor in every view, and these descriptors, view by view."""
+    common = found[0][1]
+    for _, rows in found[1:]:
+        common = np.intersect1d(common, rows)
+    vectors = []
+    for descriptors, rows in found:
+        checked = _checked_vectors(descriptors, metric)
+        vectors.append(checked if len(rows) == len(common) else checked[np.isin(rows, common)])
+    return common, vectors
 
 
-def _positives_by_radius(database: PhotoFolder | PlaceIndex, queries: PhotoFolder, radius_m: float) -> list[np.ndarray]:
-    if not 0 <= radius_m < np.inf:
-        raise ValueError(f"radius_m is {radius_m}, but must be metres from 0, such as 25.")
-    positions: dict[str, Positions] = {"database": database.positions, "query": queries.positions}
-    if without := [kind for kind, each in positions.items() if not each.known.any()]:
+def _skipped_in_any(descriptors: list[Descriptors]) -> list[tuple[str, str]]:
+    """Each photo that has no descriptor in some view, once."""
+    return list({path: (path, reason) for each in reversed(descriptors) for path, reason in each.skipped}.values())
+
+
+def _checked_vectors(descriptors: Descriptors, metric: Metric) -> np.ndarray:
+    if len(rows := rows_without_meaning(descriptors.vectors, metric)):
+        length = np.linalg.norm(descriptors.vectors[rows[0]].astype(np.float64))
         raise ValueError(
-            f"No {' and no '.join(without)} photo has coordinates (in its name, in EXIF GPS or in a table), but a "
-            f"radius of {radius_m:g} m needs them. {_CHOICES}"
+            f"{len(rows)} descriptors of {descriptors.model_name} mean nothing, such as that of "
+            f"{descriptors.paths[rows[0]]}, whose length is {length:.4g}; by {metric} all must be finite"
+            f"{' and of length 1' if metric == 'inner_product' else ' and not 0 throughout'}. Check the model's "
+            "weights, or evaluate with dtype='float32'."
         )
-    return positives_within(positions["database"], positions["query"], radius_m)
+    return descriptors.vectors
 
 
-def _unknown(database: PhotoFolder | PlaceIndex, queries: PhotoFolder) -> str:
-    """How many photos a radius can say nothing about, in words; empty where there are none."""
-    unknown = [int((~each.positions.known).sum()) for each in (database, queries)]
-    if not any(unknown):
-        return ""
-    return f" ({unknown[0]} database photos and {unknown[1]} queries have no coordinates and so no positives)"
+def _checked_cache(cache: str | Path | None, model: torch.nn.Module) -> Path | None:
+    if cache is not None and mixes_images(model):
+        raise ValueError(
+            f"cache is {cache}, but the model's cross-image encoder is on, so that a descriptor belongs to its batch "
+            "and can't be kept for another. Leave cache out, or load the model with cross_image_encoder=False."
+        )
+    return None if cache is None else Path(cache)
+
+
+def _device_of(model: torch.nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _check_same_weights(index: PlaceIndex, model: torch.nn.Module) -> None:

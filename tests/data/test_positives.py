@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from d2vpr_hf.evaluation.positives import read_positives
+from d2vpr_hf.data.positives import read_positives
 
 DATABASE = ["a/0.jpg", "a/1.jpg", "b/1.jpg", "b/2.jpg", "3.jpg"]
 QUERIES = ["day/0.jpg", "night/0.jpg", "night/1.jpg"]

@@ -1,0 +1,125 @@
+"""What is ranked and what counts as right: the protocol of two folders of one's own, and of a named benchmark."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..data.coordinates import Positions, positives_within
+from ..data.folders import PhotoFolder, read_photo_folder
+from ..data.positives import read_positives
+from ..retrieval.index import PlaceIndex
+from ..retrieval.index_folder import SETTINGS_FILE
+from .recall import Denominator, count_positives
+
+_CHOICES = (
+    "Choose one: positives=... (--positives positives.json), a JSON file of {query file name: [database file names]}; "
+    "radius_m=25 (--radius-m 25), which needs coordinates; or labels=False (--no-labels), which ranks without scoring."
+)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is ranked, and what counts as right.
+
+    Attributes:
+        name: short name of the protocol.
+        database: the photos, or an index of them.
+        queries: the photos to find.
+        positives: for each query, the rows of the database that show its place; None where nobody knows.
+        rule: in words, what makes a database photo a positive.
+        denominator: whether queries without positives count as misses ("all") or don't count ("with_positives").
+        notes: what people must know to judge the figures, one sentence each, such as counts that nobody has verified.
+    """
+
+    name: str
+    database: PhotoFolder | PlaceIndex
+    queries: PhotoFolder
+    positives: list[np.ndarray] | None
+    rule: str
+    denominator: Denominator = "all"
+    notes: tuple[str, ...] = ()
+
+
+def folder_protocol(
+    database: str | Path | PhotoFolder | PlaceIndex,
+    queries: str | Path | PhotoFolder,
+    *,
+    positives: str | Path | Mapping[str, Sequence[str]] | None = None,
+    radius_m: float | None = None,
+    labels: bool = True,
+) -> Protocol:
+    """The protocol of two folders of one's own.
+
+    Args:
+        database: folder of photos, folder of a saved index, or either of them read.
+        queries: folder of photos, or one read.
+        positives: {query file name: [database file names]}, or a JSON file of that; a query that isn't listed has
+            none.
+        radius_m: metres within which a database photo is a positive, inclusive; 25 in the UTM benchmarks.
+        labels: False ranks without scoring.
+
+    Returns: a protocol in which queries without positives count as misses.
+    Raises: ValueError unless exactly one of the three is chosen, if coordinates are missing that the radius needs, if
+        no query has any positive, or as `read_positives`.
+    """
+    if (positives is not None) + (radius_m is not None) + (not labels) != 1:
+        raise ValueError(f"positives is {positives!r:.60}, radius_m {radius_m} and labels {labels}. {_CHOICES}")
+    database, queries = _opened_database(database), _opened_queries(queries)
+    _check_filled(len(database_names(database)), "database")
+    _check_filled(len(queries.paths), "query")
+    if not labels:
+        return Protocol("folders", database, queries, None, "none: the photos are ranked without labels")
+    if positives is not None:
+        rows = read_positives(positives, database_names=database_names(database), query_names=queries.names)
+        rule = "listed by name" if isinstance(positives, Mapping) else f"listed by name in {Path(positives).name}"
+    else:
+        rows = _positives_by_radius(database, queries, radius_m)
+        rule = f"database photos within {radius_m:g} m of the query, inclusive{_unknown(database, queries)}"
+    if not count_positives(rows).any():
+        raise ValueError(
+            f"None of the {len(rows)} queries has a positive among the {len(database_names(database))} database photos "
+            f"({rule}), so that recall would be 0 whatever the model. Check that the two folders show the same area. "
+            f"{_CHOICES}"
+        )
+    return Protocol("folders", database, queries, rows, rule)
+
+
+def _opened_database(database: str | Path | PhotoFolder | PlaceIndex) -> PhotoFolder | PlaceIndex:
+    if not isinstance(database, (str, Path)):
+        return database
+    return PlaceIndex.load(database) if (Path(database) / SETTINGS_FILE).is_file() else read_photo_folder(database)
+
+
+def _opened_queries(queries: str | Path | PhotoFolder) -> PhotoFolder:
+    return read_photo_folder(queries) if isinstance(queries, (str, Path)) else queries
+
+
+def database_names(database: PhotoFolder | PlaceIndex) -> list[str]:
+    return database.places["path"].tolist() if isinstance(database, PlaceIndex) else database.names
+
+
+def _check_filled(photos: int, kind: str) -> None:
+    if not photos:
+        raise ValueError(f"The {kind} folder holds no photos. Give a folder with at least one.")
+
+
+def _positives_by_radius(database: PhotoFolder | PlaceIndex, queries: PhotoFolder, radius_m: float) -> list[np.ndarray]:
+    if not 0 <= radius_m < np.inf:
+        raise ValueError(f"radius_m is {radius_m}, but must be metres from 0, such as 25.")
+    positions: dict[str, Positions] = {"database": database.positions, "query": queries.positions}
+    if without := [kind for kind, each in positions.items() if not each.known.any()]:
+        raise ValueError(
+            f"No {' and no '.join(without)} photo has coordinates (in its name, in EXIF GPS or in a table), but a "
+            f"radius of {radius_m:g} m needs them. {_CHOICES}"
+        )
+    return positives_within(positions["database"], positions["query"], radius_m)
+
+
+def _unknown(database: PhotoFolder | PlaceIndex, queries: PhotoFolder) -> str:
+    """How many photos a radius can say nothing about, in words; empty where there are none."""
+    unknown = [int((~each.positions.known).sum()) for each in (database, queries)]
+    if not any(unknown):
+        return ""
+    return f" ({unknown[0]} database photos and {unknown[1]} queries have no coordinates and so no positives)"
