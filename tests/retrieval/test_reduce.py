@@ -224,9 +224,10 @@ def test_a_drawn_pca_knows_the_drawn_files_alone(photos, options, tiny_model):
     assert len(pca_overlap(tiny_model, descriptors.paths)) == 10
 
 
-def test_a_checkpoint_is_reduced(tmp_path, photos, options, tiny_model):
+@pytest.mark.parametrize(("renormalise", "metric"), [(True, "inner_product"), (False, "l2")])
+def test_a_checkpoint_is_reduced(tmp_path, photos, options, tiny_model, renormalise, metric):
     before = weight_hash(tiny_model)
-    settings = PcaSettings(dim=6, images=30, seed=4, renormalise=True)
+    settings = PcaSettings(dim=6, images=30, seed=4, renormalise=renormalise)
     pca = reduce_checkpoint(photos, tmp_path / "short", settings=settings, **options)
     assert (weight_hash(tiny_model), tiny_model.config.pca_source) == (before, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short", "town"]
@@ -238,7 +239,7 @@ def test_a_checkpoint_is_reduced(tmp_path, photos, options, tiny_model):
         "images": pca.images,
         "files_sha256": pca.source.files_sha256,
         "seed": 4,
-        "renormalise": True,
+        "renormalise": renormalise,
         "variance_kept": pca.variance_kept,
     }
     assert pca.images in (29, 30)  # the broken one may be drawn
@@ -249,7 +250,7 @@ def test_a_checkpoint_is_reduced(tmp_path, photos, options, tiny_model):
     full = embed_images(photos, **options)
     np.testing.assert_allclose(short.vectors, pca.apply(full.vectors), atol=1e-6)
     index = PlaceIndex.build(short)
-    assert index.dim == 6
+    assert (index.dim, index.metric) == (6, metric)
     assert index.search(short, 1).paths[:, 0].tolist() == short.paths
     with pytest.raises(ValueError, match="can't be compared"):
         index.search(full, 1)
