@@ -183,7 +183,7 @@ def test_index_then_locate_finds_the_street(places, query, tmp_path, capsys):
     assert "query.jpg: 47.372" in text
     assert "confidence  1.00" in text
     assert "confidence: share of the 3 best matches" in text
-    assert "'not in this map': never said" in text
+    assert "'not in this map' is never said: 6 database photos" in text
     for kind in ("matches", "regions"):
         path = out / f"query-{kind}.jpg"
         assert str(path) in text
@@ -235,7 +235,9 @@ def test_photos_without_coordinates_are_answered_by_name(photos, query, model, t
     assert main(["index", str(photos), str(tmp_path / "places"), "--model", model]) == 0
     assert "6 places" in capsys.readouterr().out
     assert main(["locate", str(query), "--index", str(tmp_path / "places"), "--out", str(tmp_path)]) == 0
-    assert "query.jpg: looks like north" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "query.jpg: looks like north" in text
+    assert "confidence" not in text
 
 
 def test_a_photo_that_knows_its_place_gets_its_matches_judged(places, photos, tmp_path, capsys):

@@ -112,11 +112,12 @@ def run(options: argparse.Namespace) -> int:
         return 0
     for answer, drawn in zip(answers, pictures, strict=True):
         print("\n".join(_lines(answer, drawn)), end="\n\n")
-    print(
-        f"confidence: share of the {options.k} best matches, each counting 1 / rank, that lie within "
-        f"{SAME_PLACE_M:g} m of the best"
-    )
-    print(f"'not in this map': {_threshold_words(answers[0].threshold, rule)}")
+    if any(answer.confidence is not None for answer in answers):
+        print(
+            f"confidence: share of the {options.k} best matches, each counting 1 / rank, that lie within "
+            f"{SAME_PLACE_M:g} m of the best"
+        )
+    print(_threshold_words(answers[0].threshold, rule))
     return 0
 
 
@@ -286,6 +287,7 @@ def _lines(answer: "Answer", drawn: dict[str, str]) -> list[str]:
 
 
 def _threshold_words(threshold: float | None, rule: str) -> str:
+    """When a photo is not in this map, and how that was chosen."""
     if threshold is None:
-        return f"never said; threshold {rule}"
-    return f"best score below {threshold:.3f} ({rule})"
+        return f"'not in this map' is never said: {rule.removeprefix('none: ')}"
+    return f"'not in this map': best score below {threshold:.3f} ({rule})"
