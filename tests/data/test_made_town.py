@@ -58,17 +58,18 @@ def thumbnails(paths: list[Path]) -> np.ndarray:
     return flat / np.linalg.norm(flat, axis=1, keepdims=True)
 
 
-def test_two_processes_draw_the_same_bytes(tmp_path):
+def test_two_processes_draw_the_same_bytes_on_any_number_of_threads(tmp_path):
     code = (
-        "import sys, torch; torch.set_num_threads(1)\n"
+        "import sys, torch; torch.set_num_threads(int(sys.argv[2]))\n"
         "from d2vpr_hf.data.made_town import make_town\n"
-        "make_town(sys.argv[1], 2, 2, seed=5, layout='plain', queries=4, height=48, width=64)"
+        "make_town(sys.argv[1], 2, 2, seed=5, layout='plain', queries=4, height=48, width=64)\n"
+        "assert torch.get_num_threads() == int(sys.argv[2])"
     )
     source = str(Path(d2vpr_hf.__file__).parents[1])
     folders = [tmp_path / "one", tmp_path / "other"]
     runs = [
-        subprocess.Popen([sys.executable, "-c", code, str(folder)], env={**os.environ, "PYTHONPATH": source})
-        for folder in folders
+        subprocess.Popen([sys.executable, "-c", code, str(folder), threads], env={**os.environ, "PYTHONPATH": source})
+        for folder, threads in zip(folders, "12", strict=True)
     ]
     assert [run.wait() for run in runs] == [0, 0]
     digests = [

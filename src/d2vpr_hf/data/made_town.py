@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from pyproj import Transformer
 from torch import Tensor
 from tqdm import tqdm
 
-from .street_plan import lay_out_street
+from .street_plan import Street, lay_out_street
 from .street_rays import Cameras
 from .street_scene import render
 from .street_weather import CONDITIONS, Weather, draw_weather
@@ -110,7 +111,7 @@ def make_town(
         queries: number of queries, default two a place and at least 100; none in GSV-Cities' layout.
         easy_queries: number of easy queries, default one a place; none in GSV-Cities' layout.
         height, width: of the photos, in pixels.
-        device: where the photos are drawn.
+        device: where the photos are drawn; on the CPU by as many workers as `torch.get_num_threads()`.
         batch_size: photos drawn at a time; more than one pays on an accelerator.
         progress: show a bar on stderr.
 
@@ -155,22 +156,55 @@ def make_town(
     record = {"made_by": "d2vpr_hf.make_town", **settings, "files": [*files, *table]}
     # First, so that a town that is broken off can be replaced too.
     _write(root / RECORD, lambda file: file.write(json.dumps(record, indent=1).encode()))
-    street = street.to(device)
-    names = list(files)
-    with tqdm(total=len(names), desc="drawing the town", unit="photo", disable=not progress) as bar:
-        for start in range(0, len(names), batch_size):
-            rows = slice(start, start + batch_size)
-            photos = render(
-                street, shots.cameras[rows].to(device), shots.weather[rows].to(device), height=height, width=width
-            )
-            for name, photo in zip(names[rows], photos.cpu().numpy(), strict=True):
-                image, exif = Image.fromarray(photo), files[name][1]
-                _write(root / name, lambda file, i=image, e=exif: i.save(file, "JPEG", quality=JPEG_QUALITY, exif=e))
-                bar.update()
+    _draw(root, street.to(device), shots, files, batch_size, height=height, width=width, progress=progress)
     for name, text in table.items():
         _write(root / name, lambda file, text=text: file.write(text.encode()))
     parts = {} if layout == "gsv" else {part: root / _part_folder(layout, part) for part in set(shots.part)}
     return Town(root, parts.get("database"), parts.get("queries"), parts.get("queries_easy"), conditions)
+
+
+def _draw(
+    root: Path,
+    street: Street,
+    shots: _Shots,
+    files: dict[str, tuple[str, Image.Exif]],
+    batch_size: int,
+    *,
+    height: int,
+    width: int,
+    progress: bool,
+) -> None:
+    """Draws and writes all photos; on the CPU with as many workers as torch has threads, each on one thread.
+
+    A photo is thousands of short steps. Threads that meet after each of them wait for the slowest every time, and on a
+    busy machine that takes many times as long as a photo a worker. The pixels don't depend on the number either.
+    """
+    device, names = street.walls.device, list(files)
+
+    def draw(start: int) -> int:
+        rows = slice(start, start + batch_size)
+        cameras, weather = shots.cameras[rows].to(device), shots.weather[rows].to(device)
+        photos = render(street, cameras, weather, height=height, width=width).cpu().numpy()
+        for name, photo in zip(names[rows], photos, strict=True):
+            image, exif = Image.fromarray(photo), files[name][1]
+            _write(root / name, lambda file, i=image, e=exif: i.save(file, "JPEG", quality=JPEG_QUALITY, exif=e))
+        return len(photos)
+
+    threads = torch.get_num_threads()
+    starts = range(0, len(names), batch_size)
+    with tqdm(total=len(names), desc="drawing the town", unit="photo", disable=not progress) as bar:
+        if device.type != "cpu":
+            for start in starts:
+                bar.update(draw(start))
+            return
+        torch.set_num_threads(1)
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for done in pool.map(draw, starts):
+                bar.update(done)
+        finally:
+            pool.shutdown(cancel_futures=True)  # an interruption doesn't wait for the whole town
+            torch.set_num_threads(threads)
 
 
 def _clear_earlier_town(root: Path) -> None:
