@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pyproj import Proj
 from scipy.io import savemat
 
 from d2vpr_hf.data.benchmark_records import PROTOCOLS
@@ -33,8 +34,10 @@ def write_photo(path: Path) -> Path:
 
 
 def utm_name(east_m: float, north_m: float = 0.0, zone: int = 10, note: str = "") -> str:
-    metres = f"@{EAST_M + east_m:010.2f}@{NORTH_M + north_m:010.2f}@{zone:02d}@S"
-    return f"{metres}@036.14000@-120.00000@pano@00@090@000@@@20240131_1230@{note}@.jpg"
+    east_m, north_m = EAST_M + east_m, NORTH_M + north_m
+    longitude, latitude = Proj(proj="utm", zone=zone, ellps="WGS84")(east_m, north_m, inverse=True)
+    metres = f"@{east_m:010.2f}@{north_m:010.2f}@{zone:02d}@S"
+    return f"{metres}@{latitude:09.5f}@{longitude:010.5f}@pano@00@090@000@@@20240131_1230@{note}@.jpg"
 
 
 def mock_name(frame: int, spacing_m: float) -> str:
