@@ -254,7 +254,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         denominator="with_positives",
         notes=(
             _MSLS_NOTE,
-            "The database of both cities is searched together, as published recalls are computed; the set's own "
+            "The database of both cities is searched together, as the code of GSV-Cities and SALAD does; the set's own "
             "evaluate.py ranks each city alone.",
             "Without NumPy lists beside the cities, the set's own rule is applied to its tables: frames of the subtask "
             "'all' that are no panoramas, 25 m in the metres of postprocessed.csv, city by city.",
