@@ -131,6 +131,7 @@ def test_results_hold_all_that_the_numbers_depend_on(folders, run):
         "batch_rule": "each photo by itself: the batch size changes nothing",
         "dtype": "float32",
         "device": None,
+        "dim": 3,
         "image_size": {"height": 8, "width": 8},
     }
     assert {"d2vpr_hf", "python", "torch", "transformers", "faiss-cpu"} <= saved["versions"].keys()
@@ -309,20 +310,6 @@ def test_descriptors_that_are_not_of_length_1_are_ranked_by_distance(folders, ru
     np.testing.assert_allclose(results[0].scores, results[1].scores, atol=1e-5)
     with pytest.raises(ValueError, match=r"descriptors of LongColour mean nothing.*length is 0"):
         run(folder_protocol(folders / "database", folders / "queries", positives=POSITIVES), model=LongColour(0.0))
-
-
-def test_predictions_are_written_as_keys(folders, run, tmp_path):
-    result = run(folder_protocol(folders / "database", folders / "queries", labels=False), ks=(1, 25))
-    lines = result.save_predictions(tmp_path / "predictions.txt").read_text().splitlines()
-    assert [line.split()[:2] for line in lines] == [
-        ["blue", "blue"],
-        ["green", "green"],
-        ["red", "red"],
-        ["red", "sky"],
-    ]
-    assert {len(line.split()) for line in lines} == {5}  # the query and the whole database of four
-    with pytest.raises(ValueError, match=r"k is 30, but 25 answers"):
-        result.save_predictions(tmp_path / "predictions.txt", k=30)
 
 
 def test_the_cut_offs_of_the_field_and_of_the_original_are_the_default(folders, run):

@@ -113,6 +113,7 @@ def evaluate_protocol(
             "batch_rule": batch_rule(model, batch_size),
             "dtype": dtype,
             "device": str(device),
+            "dim": first.vectors.shape[1],
             "image_size": _image_size(processor),
         },
         versions={"d2vpr_hf": __version__, "python": platform.python_version()}

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,8 @@ class Evaluation:
             database photo is never an answer; a skipped query counts as a miss.
         model_name: of the model that made the descriptors.
         weight_hash: of its weights.
-        settings: cut-offs, query method, metric, batch size and rule, number type, device, image size.
+        settings: cut-offs, query method, metric, batch size and rule, number type, device, dim of the
+            descriptors, image size.
         versions: of Python and the packages.
         command: the command line.
     """
@@ -128,25 +129,6 @@ class Evaluation:
         path = folder / RESULTS_FILE
         replace_file(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False).encode())
         return path
-
-    def save_predictions(self, path: str | Path, k: int = 25) -> Path:
-        """Path of a text file with one line a query: its key and those of its first k answers, best first.
-
-        Keys are file names without suffix. The server that scores the MSLS test set takes such a file.
-
-        Raises: ValueError if fewer than k answers were ranked.
-        """
-        if k > self.ranking.shape[1]:
-            raise ValueError(
-                f"k is {k}, but {self.ranking.shape[1]} answers a query were ranked. Evaluate with ks=({k},)."
-            )
-        keys = [PurePosixPath(name).stem for name in self.database_names]
-        lines = [
-            " ".join([PurePosixPath(query).stem, *(keys[row] for row in rows[:k] if row >= 0)])
-            for query, rows in zip(self.protocol.queries.names, self.ranking, strict=True)
-        ]
-        replace_file(Path(path), ("\n".join(lines) + "\n").encode())
-        return Path(path)
 
     def markdown(self) -> str:
         """The result as a small table (percent, one decimal), with what the numbers leave out below it."""

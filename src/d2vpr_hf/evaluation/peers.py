@@ -1,0 +1,233 @@
+"""Other people's models in the same runner: a small protocol, any image model of transformers, and torch.hub.
+
+A peer sees photos prepared by its own processor, in the size it was trained for. What it gives is ranked as it is: by
+inner product where descriptors have length 1, else by distance.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from transformers.utils.generic import ModelOutput
+
+Pooling = Literal["pooler", "mean"]
+
+
+class Peer(Protocol):
+    """What the runner asks of a model; a `torch.nn.Module` that has these three is one.
+
+    Attributes:
+        name: for tables.
+        processor: called as `processor(image, return_tensors="pt")` for a PIL image; gives `pixel_values`.
+    """
+
+    name: str
+    processor: Callable[..., Any]
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """Descriptors (images, dim) of prepared images (images, 3, height, width)."""
+
+
+class PeerModel(torch.nn.Module):
+    """A peer as the runner takes models: its descriptors are `pooler_output`.
+
+    Of a peer that is a module, weights and device are the runner's to hash and to move. Of any other the name, and
+    `version` if it has one, stand for its weights.
+    """
+
+    def __init__(self, peer: Peer) -> None:
+        super().__init__()
+        self.peer = peer
+        self.name_or_path = peer.name
+        told_apart_by = f"{peer.name} {getattr(peer, 'version', '')}".encode()
+        digest = np.frombuffer(hashlib.sha256(told_apart_by).digest(), np.uint8).copy()
+        self.register_buffer("peer_name_sha256", torch.from_numpy(digest))
+
+    def forward(self, pixel_values: torch.Tensor) -> ModelOutput:
+        return ModelOutput(pooler_output=self.peer.encode(pixel_values))
+
+
+class TransformersPeer(torch.nn.Module):
+    """An image model of transformers whose pooled output, divided by its length, is the descriptor.
+
+    Args:
+        name: for tables.
+        model: any that takes `pixel_values`.
+        processor: its image processor.
+        pooling: "pooler" takes the model's own pooled output (DINOv2's and ViT's class token, ResNet's and ConvNeXt's
+            mean, CLIP's and SigLIP's image features); "mean" averages the last hidden state over tokens or pixels.
+    """
+
+    def __init__(self, name: str, model: torch.nn.Module, processor: Callable[..., Any], pooling: Pooling) -> None:
+        super().__init__()
+        self.name = name
+        self.model = model
+        self.processor = processor
+        self.pooling = pooling
+        # With the weights, it decides the descriptors.
+        self.version = pooling
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        if self.pooling == "pooler" and hasattr(self.model, "get_image_features"):
+            output = self.model.get_image_features(pixel_values=images)
+        else:
+            # Models of images and texts hold the part for images by itself.
+            output = getattr(self.model, "vision_model", self.model)(pixel_values=images)
+        if isinstance(output, torch.Tensor):
+            pooled = output
+        elif self.pooling == "mean":
+            hidden = output.last_hidden_state
+            pooled = hidden.mean(dim=1) if hidden.ndim == 3 else hidden.flatten(2).mean(dim=2)
+        else:
+            pooled = getattr(output, "pooler_output", None)
+        if pooled is None:
+            raise ValueError(
+                f"{self.name} gives {', '.join(output.keys())}, but no pooler_output. Take pooling='mean', the mean of "
+                "its last hidden state."
+            )
+        return F.normalize(pooled.flatten(1).float(), dim=-1)
+
+
+class HubPeer(torch.nn.Module):
+    """A model from torch.hub that turns images into descriptors, alone or as the first of a tuple.
+
+    Args:
+        name: for tables.
+        model: the module.
+        processor: prepares its images.
+    """
+
+    def __init__(self, name: str, model: torch.nn.Module, processor: Callable[..., Any]) -> None:
+        super().__init__()
+        self.name = name
+        self.model = model
+        self.processor = processor
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        output = self.model(images)
+        return output[0] if isinstance(output, (tuple, list)) else output
+
+
+class SquashProcessor:
+    """Squashes photos to one size, or keeps theirs, and normalises them by ImageNet's statistics.
+
+    Args:
+        height, width: pixels; None keeps each photo's own.
+        resample: of PIL's filters, the one that resizes.
+    """
+
+    def __init__(
+        self, height: int | None, width: int | None, resample: Image.Resampling = Image.Resampling.BILINEAR
+    ) -> None:
+        self.size = {"height": height, "width": width}
+        self.resample = resample
+
+    def __call__(self, image: Image.Image, return_tensors: str, do_resize: bool = True) -> dict[str, torch.Tensor]:
+        height, width = self.size["height"], self.size["width"]
+        if do_resize and height and width:
+            image = image.resize((width, height), self.resample)
+        pixels = np.array(image.convert("RGB"), np.float32) / 255
+        pixels = (pixels - np.float32(IMAGENET_DEFAULT_MEAN)) / np.float32(IMAGENET_DEFAULT_STD)
+        return {"pixel_values": torch.from_numpy(pixels).permute(2, 0, 1)[None]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, by which descriptors kept on disk are told apart."""
+        return {"processor": type(self).__name__, "size": self.size, "resample": int(self.resample)}
+
+
+@dataclass(frozen=True)
+class HubEntry:
+    """Where torch.hub finds a model, and how its authors prepare photos.
+
+    Attributes:
+        repository: owner/name on GitHub.
+        entry: function in its hubconf.py.
+        options: what the function is called with.
+        side: pixels of the square that photos are squashed to; None keeps their size.
+        resample: PIL's filter.
+    """
+
+    repository: str
+    entry: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    side: int | None = None
+    resample: Image.Resampling = Image.Resampling.BILINEAR
+
+
+# Names, options and sizes as the authors' pages give them.
+HUB_PEERS: dict[str, HubEntry] = {
+    "salad": HubEntry("serizba/salad", "dinov2_salad", side=322),
+    "boq-dinov2": HubEntry(
+        "amaralibey/bag-of-queries",
+        "get_trained_boq",
+        {"backbone_name": "dinov2", "output_dim": 12288},
+        322,
+        Image.Resampling.BICUBIC,
+    ),
+    "boq-resnet50": HubEntry(
+        "amaralibey/bag-of-queries",
+        "get_trained_boq",
+        {"backbone_name": "resnet50", "output_dim": 16384},
+        384,
+        Image.Resampling.BICUBIC,
+    ),
+    "megaloc": HubEntry("gmberton/MegaLoc", "get_trained_model", side=322),
+    "cosplace": HubEntry("gmberton/cosplace", "get_trained_model", {"backbone": "ResNet50", "fc_output_dim": 2048}),
+    "eigenplaces": HubEntry(
+        "gmberton/eigenplaces", "get_trained_model", {"backbone": "ResNet50", "fc_output_dim": 2048}
+    ),
+}
+
+
+def open_peer(name: str, *, pooling: Pooling = "pooler", trust_remote_code: bool = False) -> Peer:
+    """A peer by its name.
+
+    Args:
+        name: "hf:NAME" for an image model of transformers (a name on the Hub or a folder), or one of `HUB_PEERS`.
+        pooling: of a model of transformers (see `TransformersPeer`).
+        trust_remote_code: whether code that comes with the model may run here. Every model of torch.hub is such code.
+
+    Raises: ValueError for an unknown name, or a torch.hub model without `trust_remote_code`.
+    """
+    if name.startswith("hf:"):
+        return transformers_peer(name.removeprefix("hf:"), pooling=pooling, trust_remote_code=trust_remote_code)
+    if name not in HUB_PEERS:
+        raise ValueError(
+            f"{name!r} is no peer. Known are {', '.join(HUB_PEERS)}, and hf:NAME for any image model of transformers, "
+            "such as hf:facebook/dinov2-small."
+        )
+    entry = HUB_PEERS[name]
+    if not trust_remote_code:
+        raise ValueError(
+            f"{name} is code of github.com/{entry.repository} that torch.hub downloads and runs on this machine. Read "
+            "it, then give trust_remote_code=True (--trust-remote-code)."
+        )
+    return hub_peer(name, entry)
+
+
+def transformers_peer(name_or_path: str, *, pooling: Pooling = "pooler", trust_remote_code: bool = False) -> Peer:
+    """An image model of transformers with its processor, by its name on the Hub or its folder."""
+    from transformers import AutoImageProcessor, AutoModel
+
+    processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=trust_remote_code)
+    model = AutoModel.from_pretrained(name_or_path, trust_remote_code=trust_remote_code).eval()
+    return TransformersPeer(name_or_path, model, processor, pooling)
+
+
+def hub_peer(name: str, entry: HubEntry, *, source: Literal["github", "local"] = "github") -> Peer:
+    """A model from torch.hub: its code is downloaded and run.
+
+    Args:
+        name: for tables.
+        entry: where it is and how photos are prepared.
+        source: "local" takes `entry.repository` as a folder with a hubconf.py.
+    """
+    trusted = {} if source == "local" else {"trust_repo": True}
+    model = torch.hub.load(entry.repository, entry.entry, source=source, **trusted, **entry.options).eval()
+    return HubPeer(name, model, SquashProcessor(entry.side, entry.side, entry.resample))
