@@ -184,7 +184,7 @@ def positives_within(database: Positions, queries: Positions, radius_m: float = 
     for key in np.unique(group[queries.known]):
         zone, south = divmod(int(key), 2)
         asking = np.flatnonzero(queries.known & (group == key))
-        rows, points = _points_in_zone(database, zone, bool(south))
+        rows, points = points_in_zone(database, zone, bool(south))
         if not len(rows):
             continue
         near = cKDTree(points).query_ball_point(
@@ -209,7 +209,7 @@ def distances_m(
     return np.where(missing, np.nan, distance)
 
 
-def _points_in_zone(positions: Positions, zone: int, south: bool) -> tuple[np.ndarray, np.ndarray]:
+def points_in_zone(positions: Positions, zone: int, south: bool) -> tuple[np.ndarray, np.ndarray]:
     """The rows that can be near something in a zone, ascending, and their (rows, 2) easting and northing there."""
     same = positions.known & (positions.zone == zone) & (positions.south == south)
     if zone == 0:

@@ -11,12 +11,13 @@ from html import escape
 
 import numpy as np
 
+from .intervals import recall_intervals
 from .results import Evaluation
 
-_WIDTH, _HEIGHT = 720, 420
-_LEGEND_ROW = 22
+_WIDTH, _HEIGHT = 720, 430
+_LEGEND_ROW = 24
 _CURVE_POINTS = 1000
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 24, 18, 56
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 18, 66
 # Okabe and Ito's colours, told apart by nearly everybody, dark enough for white and light enough for black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a4d8", "#8c6bb1", "#7f7f7f")
 _DASHES = ("", "9 4", "2 4", "12 4 2 4", "5 3", "14 5", "2 2", "8 3 2 3")
@@ -53,9 +54,10 @@ def recall_chart(evaluations: Sequence[Evaluation], names: Sequence[str] | None 
         first = evaluation.first_hits[evaluation.counted]
         ks = np.arange(1, evaluation.ranking.shape[1] + 1)
         found = np.bincount(first, minlength=len(ks) + 1)[1:].cumsum() / len(first)
-        at = np.array(sorted(evaluation.intervals))
-        low, high = (np.array([evaluation.intervals[k][side] for k in at]) for side in (0, 1))
-        band = {"low": np.interp(ks, at, low), "high": np.interp(ks, at, high)} if len(evaluations) <= 2 else {}
+        band = {}
+        if len(evaluations) <= 2:
+            low, high = np.array(list(recall_intervals(first, ks).values())).T
+            band = {"low": low, "high": high}
         curves.append(Curve(name, ks, found, **band))
     return line_chart(curves, x_label="answers looked at (k)", y_label="recall@k", ranks=True)
 
@@ -99,16 +101,16 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, ranks: bo
         parts.append(_line(curve, number, across, up))
     parts.append(_legend(curves))
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 12}" text-anchor="middle">{escape(x_label)}</text>')
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 16}" text-anchor="middle">{escape(x_label)}</text>')
     parts.append(
-        f'<text transform="translate(16 {(_TOP + _HEIGHT - _BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
+        f'<text transform="translate(20 {(_TOP + _HEIGHT - _BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
         f"{escape(y_label)}</text>"
     )
-    height = _HEIGHT + _LEGEND_ROW * len(curves)
+    height = _HEIGHT + _LEGEND_ROW * len(curves) + 8
     label = escape(f"{y_label} over {x_label}: {', '.join(curve.name for curve in curves)}", quote=True)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{label}" '
-        f'font-family="system-ui, sans-serif" font-size="14" fill="var(--ink, #1c2429)">\n'
+        f'font-family="system-ui, sans-serif" font-size="16" fill="var(--ink, #1c2429)">\n'
         + "\n".join(part for part in parts if part)
         + "\n</svg>"
     )
@@ -117,7 +119,7 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, ranks: bo
 def _floor(values: Sequence[np.ndarray]) -> float:
     """Where the vertical axis begins: at 0, or at a round number below the least value where all are high."""
     least = min((float(each.min()) for each in values if len(each)), default=0.0)
-    return max(0.0, math.floor((least - 0.02) * 10) / 10)
+    return max((floor for floor in (0.0, 0.4, 0.6, 0.8, 0.9) if floor + 0.01 <= least), default=0.0)
 
 
 def _percent(share: float) -> str:
@@ -125,7 +127,7 @@ def _percent(share: float) -> str:
 
 
 def _grid(floor: float, up) -> str:  # noqa: ANN001 - a scale, as in line_chart
-    step = 0.02 if floor >= 0.8 else 0.05 if floor >= 0.6 else 0.1 if floor >= 0.4 else 0.2
+    step = {0.9: 0.02, 0.8: 0.05}.get(floor, 0.1 if floor else 0.2)
     lines = []
     for number in range(round((1 - floor) / step) + 1):
         share = floor + number * step
@@ -173,7 +175,7 @@ def _legend(curves: Sequence[Curve]) -> str:
     """Names beside their lines, below the axes, where they hide no curve."""
     lines = []
     for number, curve in enumerate(curves):
-        y = _HEIGHT + _LEGEND_ROW * number + 6
+        y = _HEIGHT + _LEGEND_ROW * number + 16
         name = curve.name if len(curve.name) <= 80 else f"{curve.name[:39]}…{curve.name[-40:]}"
         lines.append(
             f'<line x1="{_LEFT}" x2="{_LEFT + 42}" y1="{y - 5}" y2="{y - 5}" stroke-width="2.5" '

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.benchmarks import Benchmark, open_benchmark
 from ..data.coordinates import Positions, positives_within
 from ..data.folders import PhotoFolder, read_photo_folder
 from ..data.positives import read_positives
@@ -84,6 +85,60 @@ def folder_protocol(
             f"{_CHOICES}"
         )
     return Protocol("folders", database, queries, rows, rule)
+
+
+def benchmark_protocol(name: str | Benchmark, root: str | Path | None = None) -> Protocol:
+    """The protocol of a named benchmark; what isn't as the protocol says stands in its notes.
+
+    Args:
+        name: id of the protocol, such as "msls-val-740", or a benchmark that is open already.
+        root: folder of the set; None with an open benchmark.
+
+    Raises: ValueError if it is a training set, if no query has a positive, or as `data.benchmarks.open_benchmark`.
+    """
+    if isinstance(name, Benchmark) != (root is None):
+        raise ValueError(f"name is {name!r:.60} and root {root}. Give the id of a protocol and its folder.")
+    benchmark = name if isinstance(name, Benchmark) else open_benchmark(name, root)
+    record, queries = benchmark.record, benchmark.queries
+    if queries is None:
+        raise ValueError(f"{record.id} is a training set: it has no queries to evaluate. Give the id of a test set.")
+    if benchmark.positives is not None and not count_positives(benchmark.positives).any():
+        raise ValueError(
+            f"None of the {len(queries)} queries of {record.id} in {benchmark.root} has a positive ({benchmark.rule}), "
+            "so that recall would be 0 whatever the model. `d2vpr verify` tells what is wrong with the folder."
+        )
+    return Protocol(
+        record.id,
+        benchmark.database.photos,
+        queries.photos,
+        benchmark.positives,
+        benchmark.rule,
+        record.denominator,
+        tuple(_benchmark_notes(benchmark)),
+    )
+
+
+def _benchmark_notes(benchmark: Benchmark) -> list[str]:
+    """What differs from the protocol, or can't be known to agree with it."""
+    record, notes = benchmark.record, []
+    for side, expected, split in (
+        ("database", record.database, benchmark.database),
+        ("query", record.queries, benchmark.queries),
+    ):
+        if expected is None:
+            notes.append(f"How many {side} photos {record.id} has is not known; here are {len(split):,}.")
+        elif not expected.fits(len(split)):
+            notes.append(
+                f"Not comparable with published figures of {record.id}: here are {len(split):,} {side} photos, and it "
+                f"has {expected} ({expected.source})."
+            )
+        elif not expected.verified:
+            notes.append(
+                f"The number of {side} photos of {record.id}, {expected}, is not verified ({expected.source})."
+            )
+    if benchmark.left_out:
+        notes.append(f"Queries without positives that the protocol leaves out: {len(benchmark.left_out)}.")
+    return notes
 
 
 def _opened_database(database: str | Path | PhotoFolder | PlaceIndex) -> PhotoFolder | PlaceIndex:

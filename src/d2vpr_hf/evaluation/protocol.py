@@ -17,13 +17,22 @@ from ..retrieval.embed import Descriptors, _default_device, embed_images, weight
 from ..retrieval.index import PlaceIndex
 from ..retrieval.metric import Metric, metric_of, rows_without_meaning
 from ..retrieval.nearest import nearest_rows
+from ..retrieval.reduce import check_pca_source
 from .descriptor_cache import batch_rule, cache_folder, mixes_images
-from .labels import Protocol, database_names, folder_protocol
+from .labels import Protocol, benchmark_protocol, database_names, folder_protocol
 from .query_methods import QueryMethod, Search, query_views, rank_views
 from .recall import recall_at_k
 from .results import RESULTS_FILE, Evaluation
 
-__all__ = ["DEFAULT_KS", "RESULTS_FILE", "Evaluation", "Protocol", "evaluate_protocol", "folder_protocol"]
+__all__ = [
+    "DEFAULT_KS",
+    "RESULTS_FILE",
+    "Evaluation",
+    "Protocol",
+    "benchmark_protocol",
+    "evaluate_protocol",
+    "folder_protocol",
+]
 
 # What the field's tables show (1, 5, 10), and the further cut-offs of its and the original's logs.
 DEFAULT_KS = (1, 5, 10, 20, 100)
@@ -65,12 +74,14 @@ def evaluate_protocol(
         progress: show a bar.
 
     Raises: ValueError if a k isn't a whole number from 1, if the index comes from other weights, if no photo of a
-        folder can be read, if a descriptor means nothing, or if a cache is given to a model that mixes images.
+        folder can be read, if a descriptor means nothing, if a cache is given to a model that mixes images, or if the
+            model's PCA was fitted on photos of the protocol.
     """
     ks = sorted({_checked_k(k) for k in ks})
     if not ks:
         raise ValueError("ks is empty. Give at least one cut-off, such as 1.")
     views = query_views(query_method, processor, model)
+    check_pca_source(model, _test_photos(protocol))
     database, queries = protocol.database, protocol.queries
     # Named here, because the results say where the descriptors were computed.
     device = _default_device(_device_of(model)) if device is None else torch.device(device)
@@ -183,6 +194,11 @@ def _common_rows(found: list[tuple[Descriptors, np.ndarray]], metric: Metric) ->
 def _skipped_in_any(descriptors: list[Descriptors]) -> list[tuple[str, str]]:
     """Each photo that has no descriptor in some view, once."""
     return list({path: (path, reason) for each in reversed(descriptors) for path, reason in each.skipped}.values())
+
+
+def _test_photos(protocol: Protocol) -> list[str | Path]:
+    database = protocol.database
+    return [*(database.places["path"] if isinstance(database, PlaceIndex) else database.paths), *protocol.queries.paths]
 
 
 def _checked_vectors(descriptors: Descriptors, metric: Metric) -> np.ndarray:

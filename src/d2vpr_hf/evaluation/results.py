@@ -143,19 +143,21 @@ class Evaluation:
         ]
         table = [header, ["---"] * len(header), values]
         lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table]
-        return "\n".join([*lines, "", *self.remarks()]) + "\n"
+        ranges = [
+            f"recall@{k} {100 * low:.1f} to {100 * high:.1f}" for k, (low, high) in (self.intervals or {}).items()
+        ]
+        sure = [f"95 % intervals (bootstrap over queries): {', '.join(ranges)}."] if ranges else []
+        return "\n".join([*lines, "", *sure, *self.remarks()]) + "\n"
 
     def remarks(self) -> list[str]:
         """What must be known to judge the figures, one sentence a line."""
         lines = [f"Positives: {self.protocol.rule}."]
         if self.recall is not None:
-            ranges = [f"recall@{k} {100 * low:.1f} to {100 * high:.1f}" for k, (low, high) in self.intervals.items()]
             curve = self.precision_recall
-            lines += [
-                f"95 % intervals (bootstrap over queries): {', '.join(ranges)}.",
+            lines.append(
                 f"Score of the best answer: area under precision-recall {100 * curve.area:.1f} %, recall at 100 % "
-                f"precision {100 * curve.recall_at_full_precision:.1f} %.",
-            ]
+                f"precision {100 * curve.recall_at_full_precision:.1f} %."
+            )
         lines.append(f"Queries by {self.settings['query_method']}; batches: {self.settings['batch_rule']}.")
         if self.queries_without_positives:
             treated = "count as misses" if self.protocol.denominator == "all" else "are left out"

@@ -1,0 +1,154 @@
+"""Several models on one protocol: one table, and how sure each difference to the first is."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..retrieval.row_files import replace_file
+from .intervals import Interval, recall_differences
+from .protocol import DEFAULT_KS, Evaluation, Protocol, evaluate_protocol
+from .query_methods import QueryMethod
+from .reports import Table
+
+COMPARISON_FILE = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Evaluations of several models on the same queries; the first is the baseline.
+
+    Attributes:
+        evaluations: by the name of the model.
+    """
+
+    evaluations: dict[str, Evaluation]
+
+    @property
+    def baseline(self) -> str:
+        """Name of the model that the others are compared with."""
+        return next(iter(self.evaluations))
+
+    @cached_property
+    def differences(self) -> dict[str, dict[int, tuple[float, Interval]]]:
+        """{name: {k: (recall minus the baseline's, its 95 % interval over queries)}} of all but the baseline."""
+        first = self.evaluations[self.baseline]
+        return {
+            name: recall_differences(each.first_hits[each.counted], first.first_hits[first.counted], each.recall)
+            for name, each in self.evaluations.items()
+            if name != self.baseline
+        }
+
+    def table(self) -> Table:
+        """One row a model: what it is, its recall in percent, and its difference to the baseline in points."""
+        first = self.evaluations[self.baseline]
+        lowest = min(first.recall)
+        header = ["model", "dim", "image", *(f"recall@{k}" for k in first.recall), f"recall@{lowest} to the first"]
+        rows = []
+        for name, each in self.evaluations.items():
+            size = each.settings["image_size"]
+            image = "own" if not size or None in (size.get("height"), size.get("width")) else "{height}x{width}"
+            recalls = [f"{100 * share:.1f}" for share in each.recall.values()]
+            difference = _in_points(*self.differences[name][lowest]) if name != self.baseline else ""
+            rows.append([name, f"{each.settings['dim']:,}", image.format(**(size or {})), *recalls, difference])
+        caption = f"{first.protocol.name}: recall in percent; differences in points, with their paired 95 % intervals"
+        return Table(header, rows, caption)
+
+    def markdown(self) -> str:
+        """The table for a card, with what the numbers depend on below it."""
+        table = self.table()
+        lines = [table.header, ["---"] * len(table.header), *table.rows]
+        rows = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+        return "\n".join([*rows, "", f"{table.caption}.", *self.remarks()]) + "\n"
+
+    def remarks(self) -> list[str]:
+        """What must be known to judge the figures, one sentence a line."""
+        first = self.evaluations[self.baseline]
+        lines = [f"Positives: {first.protocol.rule}.", f"Queries by {first.settings['query_method']}."]
+        if first.queries_without_positives:
+            treated = "count as misses" if first.protocol.denominator == "all" else "are left out"
+            lines.append(f"Queries without positives: {first.queries_without_positives}; they {treated}.")
+        lines += [
+            f"{name}: {each.settings['batch_rule']}."
+            for name, each in self.evaluations.items()
+            if each.settings["batch_rule"] != first.settings["batch_rule"]
+        ]
+        return [*lines, *first.protocol.notes]
+
+    def to_json(self) -> dict[str, Any]:
+        """Baseline, differences as fractions, and the results of each model without their rankings."""
+        return {
+            "protocol": self.evaluations[self.baseline].protocol.name,
+            "baseline": self.baseline,
+            "differences": {
+                name: {
+                    f"recall@{k}": {"difference": difference, "interval": list(interval)}
+                    for k, (difference, interval) in each.items()
+                }
+                for name, each in self.differences.items()
+            },
+            "results": {
+                name: {key: value for key, value in each.to_json().items() if key != "ranking"}
+                for name, each in self.evaluations.items()
+            },
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Path of `comparison.json`, written into `folder` whole or not at all."""
+        path = Path(folder) / COMPARISON_FILE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False).encode())
+        return path
+
+
+def compare_models(
+    protocol: Protocol,
+    models: Mapping[str, tuple[torch.nn.Module, Callable[..., Any]]],
+    *,
+    ks: Sequence[int] = DEFAULT_KS,
+    query_method: QueryMethod = "hard_resize",
+    cache: str | Path | None = None,
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    dtype: str = "float32",
+    workers: int | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Evaluates each model on one protocol, with its own processor and everything else the same.
+
+    Args:
+        protocol: with labels and photos; an index as its database belongs to one model.
+        models: {name: (model, processor)}, the baseline first. Of a peer these are `PeerModel(peer)` and
+            `peer.processor`.
+        ks, query_method, cache, batch_size, device, dtype, workers, progress: as in `evaluate_protocol`.
+
+    Raises: ValueError if there are fewer than two models or no labels; otherwise as `evaluate_protocol`.
+    """
+    if len(models) < 2:
+        raise ValueError(f"{len(models)} model given, but a comparison needs two. Give another, or evaluate it alone.")
+    if protocol.positives is None:
+        raise ValueError(f"{protocol.name} has no labels ({protocol.rule}), so that there is nothing to compare.")
+    options = {"batch_size": batch_size, "device": device, "dtype": dtype, "workers": workers, "progress": progress}
+    return Comparison(
+        {
+            name: evaluate_protocol(
+                protocol,
+                model=model,
+                processor=processor,
+                ks=ks,
+                query_method=query_method,
+                cache=cache,
+                **options,
+            )
+            for name, (model, processor) in models.items()
+        }
+    )
+
+
+def _in_points(difference: float, interval: Interval) -> str:
+    low, high = interval
+    return f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"

@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import torch
+from benchmark_trees import msls_val, nordland_3450, own_folders, pairs, utm
+from PIL import Image
+
+from d2vpr_hf.data.benchmarks import open_benchmark
+from d2vpr_hf.evaluation.labels import benchmark_protocol
+from d2vpr_hf.evaluation.peers import PeerModel, SquashProcessor
+from d2vpr_hf.evaluation.protocol import evaluate_protocol, folder_protocol
+from d2vpr_hf.retrieval.embed import embed_images
+from d2vpr_hf.retrieval.reduce import attach_pca, fit_pca
+
+
+class Thumbnail:
+    name = "thumbnail"
+    processor = SquashProcessor(4, 4)
+
+    def encode(self, images):
+        return images.flatten(1) + 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "tree"),
+    [("pitts30k-test", utm()), ("msls-val-740", msls_val), ("nordland-3450-2frames", nordland_3450), ("sped", pairs)],
+)
+def test_a_named_benchmark_runs_as_two_folders_do(tmp_path, name, tree):
+    expected = tree(tmp_path)
+    protocol = benchmark_protocol(name, tmp_path)
+    assert protocol.name == name
+    assert [rows.tolist() for rows in protocol.positives] == expected
+    assert protocol.denominator == open_benchmark(name, tmp_path).record.denominator
+    # The trees are small: the notes say that this is no result of the benchmark.
+    assert any("Not comparable with published figures" in note for note in protocol.notes)
+    model = PeerModel(Thumbnail())
+    result = evaluate_protocol(
+        protocol, model=model, processor=Thumbnail.processor, ks=(1, 100), workers=1, progress=False
+    )
+    assert result.counts["queries"] == len(expected)
+    answerable = np.mean([bool(rows) for rows in expected])
+    assert result.recall[100] == pytest.approx(answerable)  # every photo is ranked, so that all that can be found is
+    saved = result.to_json()
+    assert saved["protocol"] == name
+    assert saved["notes"] == list(protocol.notes)
+    assert saved["recall"]["recall@100"] == result.recall[100]
+    assert protocol.notes[0] in result.markdown()
+    with pytest.raises(ValueError, match="Give the id of a protocol and its folder"):
+        benchmark_protocol(name)
+
+
+def test_ones_own_folders_have_no_expected_counts(tmp_path):
+    own_folders(tmp_path)
+    protocol = benchmark_protocol(open_benchmark("folders", tmp_path))
+    assert not any("Not comparable" in note for note in protocol.notes)
+
+
+def test_a_pca_is_not_tested_on_photos_that_it_was_fitted_on(tmp_path, tiny_model, tiny_processor):
+    random = np.random.default_rng(0)
+    for folder in ("train", "test/database", "test/queries"):
+        (tmp_path / folder).mkdir(parents=True)
+        for row in range(6):
+            pixels = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{row}.png")
+    options = {"processor": tiny_processor, "workers": 1, "progress": False}
+    positives = {f"{row}.png": [f"{row}.png"] for row in range(6)}
+    protocol = folder_protocol(tmp_path / "test/database", tmp_path / "test/queries", positives=positives)
+    descriptors = embed_images(tmp_path / "train", model=tiny_model, **options)
+    attach_pca(tiny_model, fit_pca(descriptors, 4, source="made photos"))
+    with torch.no_grad():
+        result = evaluate_protocol(protocol, model=tiny_model, ks=(1,), **options)
+    # As published, reduced descriptors aren't divided by their length again.
+    assert result.settings["metric"] == "l2"
+    assert result.settings["dim"] == 4
+    seen = folder_protocol(tmp_path / "train", tmp_path / "test/queries", positives=positives)
+    with pytest.raises(ValueError, match=r"6 of the 12 test photos.*made photos"):
+        evaluate_protocol(seen, model=tiny_model, ks=(1,), **options)
