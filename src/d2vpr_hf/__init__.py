@@ -16,7 +16,9 @@ from .models.d2vpr.modeling_d2vpr import D2VprModel
 
 if TYPE_CHECKING:
     from .data.made_town import make_town
-    from .evaluation.protocol import evaluate_protocol, folder_protocol
+    from .evaluation.comparison import compare_models
+    from .evaluation.peers import open_peer
+    from .evaluation.protocol import benchmark_protocol, evaluate_protocol, folder_protocol
     from .models.convert_original import convert_checkpoint, convert_original_state_dict
     from .retrieval.embed import Descriptors, embed_images
     from .retrieval.index import PlaceIndex
@@ -34,6 +36,8 @@ AutoImageProcessor.register(CricaVprConfig, image_processor_classes={"pil": D2Vp
 LAZY = {
     "Descriptors": "retrieval.embed",
     "PlaceIndex": "retrieval.index",
+    "benchmark_protocol": "evaluation.protocol",
+    "compare_models": "evaluation.comparison",
     "convert_checkpoint": "models.convert_original",
     "convert_original_state_dict": "models.convert_original",
     "embed_images": "retrieval.embed",
@@ -41,6 +45,7 @@ LAZY = {
     "folder_protocol": "evaluation.protocol",
     "locate": "retrieval.locate",
     "make_town": "data.made_town",
+    "open_peer": "evaluation.peers",
 }
 
 __all__ = [
@@ -51,6 +56,8 @@ __all__ = [
     "D2VprModel",
     "Descriptors",
     "PlaceIndex",
+    "benchmark_protocol",
+    "compare_models",
     "convert_checkpoint",
     "convert_original_state_dict",
     "embed_images",
@@ -58,6 +65,7 @@ __all__ = [
     "folder_protocol",
     "locate",
     "make_town",
+    "open_peer",
 ]
 
 

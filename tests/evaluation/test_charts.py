@@ -25,7 +25,7 @@ def test_recall_rises_from_where_it_is_to_where_it_is():
     heights = {round(y, 1) for _, y in line}
     assert len(heights) == 2
     # The vertical axis: a share of 1 is at the top grid line, so that 0.5 and 0.75 stand in proportion.
-    grid = sorted(float(each.get("y1")) for each in root.iter(f"{SVG}line") if each.get("x2") == "696")
+    grid = sorted(float(each.get("y1")) for each in root.iter(f"{SVG}line") if each.get("x2") == "686")
     assert grid[0] == 18.0
     bottom = grid[-1]
     assert {round((bottom - y) / (bottom - grid[0]), 2) for y in heights} == {0.5, 0.75}
@@ -63,7 +63,7 @@ def test_high_values_get_a_closer_look_and_all_lie_in_the_frame():
     lines, words, _ = drawn(chart)
     assert "90 %" in words
     assert "80 %" not in words
-    assert all(84 <= x <= 696 and 18 <= y <= 364 for x, y in lines[0])
+    assert all(84 <= x <= 686 and 18 <= y <= 364 for x, y in lines[0])
     assert not re.search(r"nan|inf", chart)
     low = Curve("low", np.arange(1, 101), np.linspace(0.0, 0.99, 100))
     assert "0 %" in drawn(line_chart([low, high], x_label="k", y_label="recall", ranks=True))[1]

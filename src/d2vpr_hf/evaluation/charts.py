@@ -17,7 +17,7 @@ from .results import Evaluation
 _WIDTH, _HEIGHT = 720, 430
 _LEGEND_ROW = 24
 _CURVE_POINTS = 1000
-_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 24, 18, 66
+_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 34, 18, 66
 # Okabe and Ito's colours, told apart by nearly everybody, dark enough for white and light enough for black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a4d8", "#8c6bb1", "#7f7f7f")
 _DASHES = ("", "9 4", "2 4", "12 4 2 4", "5 3", "14 5", "2 2", "8 3 2 3")

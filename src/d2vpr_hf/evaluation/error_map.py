@@ -180,7 +180,7 @@ def _legend(counts: tuple[int, int, int], top: int) -> str:
 
 def _dot(point: np.ndarray, colour: str, tip: str, hollow: bool = False) -> str:
     fill = f'fill="var(--panel, #f2f5f6)" stroke="{colour}" stroke-width="2"' if hollow else f'fill="{colour}"'
-    return f'<circle cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="5" {fill}>{_title(tip)}</circle>'
+    return f'<circle cx="{point[0]:.1f}" cy="{point[1]:.1f}" r="5" fill-opacity="0.85" {fill}>{_title(tip)}</circle>'
 
 
 def _arrow(start: np.ndarray, end: np.ndarray, tip: str) -> str:

@@ -140,12 +140,13 @@ class _Embedding:
         self.model = model
         self.options = options
         self.cache = cache
+        self.weight_hash = None if cache is None else weight_hash(model)
 
     def __call__(self, photos: PhotoFolder, kind: str, processor: Callable[..., Any]) -> tuple[Descriptors, np.ndarray]:
         """The descriptors, and which row of the folder each belongs to."""
         folder = None
         if self.cache is not None:
-            made_by = {"weight_hash": weight_hash(self.model), "processor": processor, "dtype": self.options["dtype"]}
+            made_by = {"weight_hash": self.weight_hash, "processor": processor, "dtype": self.options["dtype"]}
             folder = cache_folder(self.cache, photos.paths, **made_by)
         descriptors = embed_images(photos.paths, model=self.model, processor=processor, folder=folder, **self.options)
         if not descriptors.paths:

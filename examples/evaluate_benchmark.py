@@ -1,0 +1,65 @@
+"""Evaluate a model on a benchmark, and compare it with another one: from photos to a page of curves and a map.
+
+    python examples/evaluate_benchmark.py
+
+The benchmark is a small town that the script draws; any named one (`d2vpr_hf.data.benchmark_records`) runs the same
+way. It uses the checkpoint folder `d2vpr`, which `d2vpr demo` leaves in the working directory; without one it draws
+random weights. The other model is a peer of a few lines: a photo's own thumbnail as its descriptor.
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+import d2vpr_hf
+from d2vpr_hf.evaluation.figures_page import comparison_page
+from d2vpr_hf.evaluation.peers import PeerModel, SquashProcessor
+
+
+class Thumbnail:
+    """What any model needs to be compared: a name, a processor, and descriptors of prepared images."""
+
+    name = "thumbnail"
+    processor = SquashProcessor(height=32, width=32)
+
+    def encode(self, images):
+        pixels = images.mean(dim=1).flatten(1)  # (images, 32 * 32), grey
+        return torch.nn.functional.normalize(pixels - pixels.mean(dim=1, keepdim=True), dim=-1)
+
+
+if Path("d2vpr").is_dir():
+    model, processor = AutoModel.from_pretrained("d2vpr"), AutoImageProcessor.from_pretrained("d2vpr")
+else:
+    torch.manual_seed(0)
+    model, processor = d2vpr_hf.D2VprModel(d2vpr_hf.D2VprConfig()), d2vpr_hf.D2VprImageProcessor()
+    print("No checkpoint folder d2vpr here: these are results of random weights.\n")
+
+folder = Path("runs/evaluate_benchmark")
+town = d2vpr_hf.make_town(folder / "town", places=9, views=3, queries=18, easy_queries=0)
+
+# A protocol is what is ranked and what counts as right: here photos taken within 25 m.
+protocol = d2vpr_hf.benchmark_protocol("folders", town.database.parent)
+
+# Descriptors are kept in the cache: run the script again, and no photo is embedded.
+peer = Thumbnail()
+models = {"thumbnail": (PeerModel(peer), peer.processor), "D2-VPR": (model, processor)}
+comparison = d2vpr_hf.compare_models(protocol, models, ks=(1, 5, 10), cache=folder / "cache")
+print(f"\n{comparison.table().text()}\n")
+
+# Each evaluation holds its ranking, so that any query can be looked at.
+result = comparison.evaluations["D2-VPR"]
+print(result.markdown())
+for query, rank in zip(protocol.queries.names[:3], result.first_hits, strict=False):
+    print(f"{query[-40:]}: first right answer at rank {rank or f'above {result.ranking.shape[1]}'}")
+
+# The photo in its own shape, cut in five, is another way to ask.
+crops = d2vpr_hf.evaluate_protocol(
+    protocol, model=models["thumbnail"][0], processor=peer.processor, query_method="five_crops"
+)
+print(f"\nthumbnails of five crops: recall@1 {100 * crops.recall[1]:.1f} %")
+
+result.save(folder)  # results.json
+page = folder / "comparison.html"
+page.write_text(comparison_page(comparison), encoding="utf-8")
+print(f"curves and maps: {page}")
