@@ -22,8 +22,8 @@ benchmark["queries"][0]["positives"]  # rows of benchmark["database"]
 `d2vpr verify data/pitts30k` says which protocol a folder is and what differs; it ends with 0 only where the folder is
 exactly a protocol.
 
-Counts marked (cited) are repeated in papers and threads, but weren't counted in the set's own data or code: a difference
-from one is a remark of `verify`, not an error.
+Counts marked (cited) are repeated in papers and threads, but weren't counted in the set's own data or code: a
+difference from one is a remark of `verify`, not an error.
 """
 
 _BROKEN = """
