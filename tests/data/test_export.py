@@ -1,11 +1,15 @@
 """A benchmark that went through Parquet is the same elsewhere, without the files it was made of."""
 
+import os
 import shutil
+import subprocess
+import sys
 
 import benchmark_trees as trees
 import pyarrow.parquet as pq
 import pytest
 from datasets import DatasetDict, load_dataset
+from loopback_hub import LoopbackHub
 
 from d2vpr_hf.data.benchmark_tables import load_benchmark
 from d2vpr_hf.data.export import export_benchmark
@@ -68,3 +72,48 @@ def test_what_cannot_be_exported_is_refused(pitts, tmp_path):
     with pytest.raises(ValueError, match="notes 'default' as its protocol, which is none"):
         export_benchmark(loaded, tmp_path / "second")
     assert export_benchmark(loaded, tmp_path / "second", protocol="pitts30k-test").is_dir()
+
+
+PUSH = """
+import sys
+from datasets import load_dataset
+from d2vpr_hf.data.benchmark_tables import load_benchmark
+from d2vpr_hf.data.export import push_benchmark
+
+root, cache = sys.argv[1:]
+push_benchmark(load_benchmark("pitts30k-test", root, cache_dir=cache), "me/pitts", token="hf_x")
+loaded = load_dataset("me/pitts", token="hf_x")
+print(list(loaded), loaded["queries"]["positives"][:], loaded["database"]["positives"][:])
+print(loaded["queries"][0]["image"].size, loaded["queries"].features["image"])
+"""
+
+
+def test_a_pushed_benchmark_is_private_and_the_same(tmp_path):
+    trees.utm(zone=17)(tmp_path / "pitts30k")
+    with LoopbackHub() as hub:
+        # The address of the Hub is read when huggingface_hub is imported, so another process is needed.
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
+        }
+        run = subprocess.run(
+            [sys.executable, "-c", PUSH, str(tmp_path / "pitts30k"), str(tmp_path / "cache")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert run.returncode == 0, run.stderr
+    first, second = run.stdout.splitlines()[-2:]
+    assert first == f"['database', 'queries'] {trees.NEAR} [None, None, None]"
+    assert second == "(12, 8) Image(mode=None, decode=True)"
+    assert hub.private == {"me/pitts": True}
+    card = hub.repositories["me/pitts"]["README.md"].decode()
+    assert card.startswith("---\n")
+    assert "pretty_name: Pitts30k test" in card
+    assert "10,000: counted in Patch-NetVLAD's lists" in card
+    assert "path: data/queries-*" in card
