@@ -245,8 +245,8 @@ def _digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def claim_folder(folder: str | Path) -> Path:
-    """The demo's own folder, made, or rid of what an earlier run left in it (its town stays, to be drawn over).
+def check_folder(folder: str | Path) -> Path:
+    """The demo's own folder, if it is free or was written by the demo.
 
     Raises: FileExistsError if it holds what the demo didn't write.
     """
@@ -256,6 +256,15 @@ def claim_folder(folder: str | Path) -> Path:
             f"{folder} is there already and the demo didn't write it, so it stays as it is. Run the demo elsewhere "
             "with --out DIR."
         )
+    return folder
+
+
+def claim_folder(folder: str | Path) -> Path:
+    """The demo's own folder, made, or rid of what an earlier run left in it (its town stays, to be drawn over).
+
+    Raises: FileExistsError if it holds what the demo didn't write.
+    """
+    folder = check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / FOLDER_MARK, "Made by `d2vpr demo`, which replaces what it wrote when it runs again.\n")
     for name in ("places", "pictures"):

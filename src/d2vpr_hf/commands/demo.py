@@ -55,12 +55,14 @@ def run(options: argparse.Namespace) -> int:
         show(RANDOM_FIRST_LINE)
     else:
         show(f"These are the answers of the checkpoint {options.model}.")
-    from ..demo import claim_folder, is_demo_model, locate_split, own_split, town_split, write_demo_model
+    from ..demo import check_folder, claim_folder, is_demo_model, locate_split, own_split, town_split, write_demo_model
 
     quieten_transformers()
     out = Path(options.out)
-    folder = claim_folder(out / "d2vpr-demo")
+    # Both folders are looked at before either is written, so that a refusal leaves nothing behind.
+    folder = check_folder(out / "d2vpr-demo")
     checkpoint = load_checkpoint(options.model or str(write_demo_model(out / "d2vpr")))
+    claim_folder(folder)
     notes = [RANDOM_NOTE] if is_demo_model(checkpoint.name) else []
     if options.photos is None:
         note("drawing a town ...")

@@ -157,7 +157,14 @@ class _Run:
     def batches(self, rows: Sequence[int], device: torch.device) -> Iterator[tuple[list[int], np.ndarray]]:
         """The row numbers and (rows, dim) float32 descriptors of one batch after the other."""
         done = len(self.source.names) - len(rows)
-        bar = tqdm(total=done + len(rows), initial=done, unit=" images", disable=not self.progress, file=sys.stderr)
+        bar = tqdm(
+            desc="embedding",
+            total=done + len(rows),
+            initial=done,
+            unit=" images",
+            disable=not self.progress,
+            file=sys.stderr,
+        )
         running: tuple[list[int], torch.Tensor] | None = None
         with bar, closing(self._pixels(rows, device, bar)) as prepared:
             for batch, pixels in prepared:
