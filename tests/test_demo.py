@@ -134,7 +134,7 @@ def test_a_model_that_the_demo_did_not_write_stays(
     assert main(["demo"]) == 2
     assert "--out" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    assert not Path("d2vpr-demo/town").exists()
+    assert not Path("d2vpr-demo").exists()
     # One that the demo wrote and somebody trained on is somebody's, too.
     (tmp_path / "mine").mkdir()
     for path in demo_model.iterdir():

@@ -330,7 +330,7 @@ def locate_split(
     rows = np.array([row_of[path] for path in descriptors.paths], np.int64)
     queries = _rows(split.queries, rows)
     conditions = [split.conditions[row] for row in rows]
-    answers = locate(descriptors, index, k=max(KS), radius_m=SAME_PLACE_M)
+    answers = locate(descriptors, index, k=max(KS), same_place_m=SAME_PLACE_M)
     ranking = _ranking(answers, index)
     judged = np.flatnonzero(queries.positions.known) if index.positions.known.any() else np.zeros(0, np.int64)
     positives = positives_within(index.positions, queries.positions[judged], SAME_PLACE_M)

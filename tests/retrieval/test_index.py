@@ -195,3 +195,12 @@ def test_rows_must_fit():
         PlaceIndex.build(given)
     with pytest.raises(ValueError, match="1 photos were skipped"):
         PlaceIndex.build(Descriptors(np.empty((0, 16), np.float32), [], [("a.jpg", "empty")], "tiny", WEIGHTS))
+
+
+def test_vectors_come_back_by_id():
+    descriptors = Descriptors(np.eye(3, dtype=np.float32), ["a", "b", "c"], [], "made", "0" * 64)
+    index = PlaceIndex.build(descriptors)
+    ids = index.places["id"].to_numpy()
+    np.testing.assert_array_equal(index.vectors(ids[[2, 0]]), np.eye(3, dtype=np.float32)[[2, 0]])
+    with pytest.raises(ValueError, match="aren't in the index"):
+        index.vectors(int(ids.max()) + 1)

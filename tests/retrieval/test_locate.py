@@ -39,7 +39,7 @@ def test_confidence_is_the_agreement_of_the_matches():
     assert answer.score == pytest.approx(1.0)
     assert [candidate["path"] for candidate in answer.candidates] == [f"place/{rank}.jpg" for rank in range(4)]
     assert [candidate["distance_m"] for candidate in answer.candidates] == pytest.approx([0, 20, 60, 10], rel=2e-3)
-    (wider,) = locate(QUERY, PlaceIndex.build(described(FAN), north(0, 20, 60, 10)), k=4, radius_m=70)
+    (wider,) = locate(QUERY, PlaceIndex.build(described(FAN), north(0, 20, 60, 10)), k=4, same_place_m=70)
     assert wider.confidence == 1.0
 
 
@@ -101,5 +101,17 @@ def test_answers_are_json():
 def test_no_query_no_answer_and_a_radius_is_needed():
     index = PlaceIndex.build(described(FAN), north(0, 20, 60, 10))
     assert locate(Descriptors(np.empty((0, 2), np.float32), [], [], "tiny", WEIGHTS), index) == []
-    with pytest.raises(ValueError, match="radius_m is 0"):
-        locate(QUERY, index, radius_m=0)
+    with pytest.raises(ValueError, match="same_place_m is 0"):
+        locate(QUERY, index, same_place_m=0)
+
+
+def test_only_what_may_be_the_answer_is_ranked():
+    index = PlaceIndex.build(described(FAN), north(0, 20, 60, 10))
+    (free,) = locate(QUERY, index, k=4)
+    first = free.candidates[0]["path"]
+    excluded = index.places["id"][index.places["path"] == first]
+    (without,) = locate(QUERY, index, k=4, exclude=excluded)
+    assert [each["path"] for each in without.candidates] == [each["path"] for each in free.candidates[1:]]
+    far = max(free.candidates, key=lambda each: each["latitude"])
+    (near,) = locate(QUERY, index, k=4, near=(far["latitude"], far["longitude"]), radius_m=15)
+    assert [each["path"] for each in near.candidates] == [far["path"]]

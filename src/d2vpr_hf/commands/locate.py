@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .checkpoints import Checkpoint, add_model_options, embedding_settings, load_checkpoint
 from .parsing import CommandParser, UsageError, add_command, nearest, positive_number, whole_number
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from ..data.coordinates import Positions
     from ..evaluation.pictures import Match
-    from ..retrieval.index import Matches, PlaceIndex
     from ..retrieval.locate import Answer
 
 # Metres within which two places count as the same, as in the benchmarks.
@@ -78,12 +77,7 @@ def run(options: argparse.Namespace) -> int:
 
     paths = _photo_paths(options.photos)
     index = PlaceIndex.load(options.index)
-    searched = _RestrictedIndex(
-        index,
-        near=options.near and tuple(options.near),
-        radius_m=options.radius_m,
-        exclude=_excluded_ids(index.places, options.exclude),
-    )
+    excluded = _excluded_ids(index.places, options.exclude)
     checkpoint = load_checkpoint(options.model or index.model_name)
     from ..retrieval.embed import embed_images
     from ..retrieval.locate import locate
@@ -98,7 +92,16 @@ def run(options: argparse.Namespace) -> int:
     report_skipped(descriptors.skipped)
     if not descriptors.paths:
         return 1
-    answers = locate(descriptors, searched, k=options.k, radius_m=SAME_PLACE_M, threshold=options.threshold)
+    answers = locate(
+        descriptors,
+        index,
+        k=options.k,
+        same_place_m=SAME_PLACE_M,
+        threshold=options.threshold,
+        near=options.near and tuple(options.near),
+        radius_m=options.radius_m,
+        exclude=excluded,
+    )
     pictures = _draw(answers, options, checkpoint)
     rule = f"{options.threshold:g}, as given" if options.threshold is not None else index.threshold.rule
     if options.json:
@@ -119,18 +122,6 @@ def run(options: argparse.Namespace) -> int:
         )
     print(_threshold_words(answers[0].threshold, rule))
     return 0
-
-
-class _RestrictedIndex:
-    """An index that ranks only some of its places: a prior position, or all but some."""
-
-    def __init__(self, index: "PlaceIndex", **restriction: Any) -> None:
-        self._index = index
-        self._restriction = restriction
-        self.threshold = index.threshold
-
-    def search(self, queries: Any, k: int) -> "Matches":
-        return self._index.search(queries, k, **self._restriction)
 
 
 def _photo_paths(names: Sequence[str]) -> list[Path]:

@@ -213,6 +213,16 @@ class PlaceIndex:
             longitude=_take(self.places["longitude"], rows, np.nan),
         )
 
+    def vectors(self, ids: int | Iterable[int]) -> np.ndarray:
+        """(ids, dim) float32 descriptors of places.
+
+        Raises: ValueError if an id isn't in the index.
+        """
+        wanted = _as_ids(ids, "ids")
+        if strangers := np.setdiff1d(wanted, self.places["id"].to_numpy()).tolist():
+            raise ValueError(f"ids {_some(strangers)} aren't in the index, which holds {len(self)} places.")
+        return self._store.reconstruct(wanted)
+
     def save(self, folder: str | Path) -> None:
         """Write the index as one folder: vectors (FAISS), table of places (Parquet), `index.json`.
 

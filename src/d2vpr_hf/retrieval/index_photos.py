@@ -151,7 +151,7 @@ def _take_new_positions(index: PlaceIndex, photos: PhotoFolder, row_of: dict[str
         return
     moved = table[~same]
     ids = moved["id"].to_numpy()
-    vectors = index._store.reconstruct(ids)
+    vectors = index.vectors(ids)
     index.remove(ids)
     index.add(
         Descriptors(vectors, moved["path"].tolist(), [], index.model_name, index.weight_hash),

@@ -1,5 +1,6 @@
 """Answers where photos were taken: the place of the best match, and how far to believe it."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,8 +45,11 @@ def locate(
     index: PlaceIndex,
     *,
     k: int = 5,
-    radius_m: float = 25.0,
+    same_place_m: float = 25.0,
     threshold: float | None = None,
+    near: tuple[float, float] | None = None,
+    radius_m: float | None = None,
+    exclude: int | Iterable[int] | None = None,
 ) -> list[Answer]:
     """Where each photo was taken, one answer a descriptor.
 
@@ -53,19 +57,20 @@ def locate(
         descriptors: of the photos, by the model that made the index.
         index: the map.
         k: matches to look at.
-        radius_m: metres within which two places count as the same.
+        same_place_m: metres within which two places count as the same, for the confidence.
         threshold: score below which a photo counts as outside the map. By default the index's own, of which
             `index.threshold.rule` says how it was chosen; a number below every score, such as -1 for an inner product,
             switches it off.
+        near, radius_m, exclude: which places are ranked at all, as in `PlaceIndex.search`.
 
-    Raises: ValueError if the descriptors come from another model, or `radius_m` isn't above 0.
+    Raises: ValueError if the descriptors come from another model, or `same_place_m` isn't above 0.
     """
-    if not 0 < radius_m < np.inf:
-        raise ValueError(f"radius_m is {radius_m}, but must be metres above 0, such as 25.")
-    matches = index.search(descriptors, k)
+    if not 0 < same_place_m < np.inf:
+        raise ValueError(f"same_place_m is {same_place_m}, but must be metres above 0, such as 25.")
+    matches = index.search(descriptors, k, near=near, radius_m=radius_m, exclude=exclude)
     threshold = index.threshold.score if threshold is None else float(threshold)
     to_first_m = matches.distances_m[:, 0]  # (queries, k)
-    confidence = _agreement(matches.ids, to_first_m, radius_m)
+    confidence = _agreement(matches.ids, to_first_m, same_place_m)
     return [
         Answer(
             query=str(path),
