@@ -8,7 +8,6 @@ from PIL import Image
 
 from d2vpr_hf.data.coordinates import Positions
 from d2vpr_hf.data.folders import read_photo_folder
-from d2vpr_hf.evaluation import descriptor_cache
 from d2vpr_hf.evaluation.protocol import DEFAULT_KS, evaluate_protocol, folder_protocol
 from d2vpr_hf.retrieval.embed import embed_images
 from d2vpr_hf.retrieval.index import PlaceIndex
@@ -22,6 +21,7 @@ class MeanColour(torch.nn.Module):
     def __init__(self, scale=1.0):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.tensor(scale))
+        self.config = SimpleNamespace(cross_image_encoder=False)
 
     def forward(self, pixel_values):
         colour = pixel_values.mean(dim=(2, 3)) - 0.5
@@ -262,14 +262,30 @@ def test_a_cache_is_read_instead_of_embedding_again(folders, run, tmp_path):
     assert sum(shown_to_other) == 8
 
 
+class MixedColour(MeanColour):
+    """Each photo gets a little of its neighbour's colour in the batch; no config says so."""
+
+    def __init__(self):
+        super().__init__()
+        del self.config
+
+    def forward(self, pixel_values):
+        return super().forward(pixel_values + 0.1 * pixel_values.roll(1, dims=0))
+
+
 def test_a_model_that_mixes_images_says_so_and_has_no_cache(folders, run, tmp_path):
-    model = MeanColour()
-    model.config = SimpleNamespace(cross_image_encoder=True)
     protocol = folder_protocol(folders / "database", folders / "queries", positives=POSITIVES)
-    assert "in batches of 3" in run(protocol, model=model, batch_size=3).settings["batch_rule"]
-    with pytest.raises(ValueError, match="cross_image_encoder=False"):
-        run(protocol, model=model, cache=tmp_path)
-    assert not descriptor_cache.mixes_images(MeanColour())
+    declared = MeanColour()
+    declared.config.cross_image_encoder = True
+    for model in (declared, MixedColour()):
+        assert "mixes the photos of a batch, here 3" in run(protocol, model=model, batch_size=3).settings["batch_rule"]
+        with pytest.raises(ValueError, match="cross_image_encoder=False"):
+            run(protocol, model=model, cache=tmp_path)
+    undeclared = MeanColour()
+    del undeclared.config
+    shown = counting(undeclared)
+    assert run(protocol, model=undeclared).settings["batch_rule"].startswith("each photo by itself")
+    assert shown[:5] == [1, 1, 1, 1, 4]  # found out on the four queries, not taken for granted
 
 
 @pytest.mark.parametrize("method", ["central_crop", "single_query", "five_crops", "nearest_crop", "maj_voting"])

@@ -110,9 +110,8 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, ranks: bo
     label = escape(f"{y_label} over {x_label}: {', '.join(curve.name for curve in curves)}", quote=True)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{label}" '
-        f'font-family="system-ui, sans-serif" font-size="16" fill="var(--ink, #1c2429)">\n'
-        + "\n".join(part for part in parts if part)
-        + "\n</svg>"
+        'style="background: var(--paper, #ffffff)" font-family="system-ui, sans-serif" font-size="16" '
+        'fill="var(--ink, #1c2429)">\n' + "\n".join(part for part in parts if part) + "\n</svg>"
     )
 
 

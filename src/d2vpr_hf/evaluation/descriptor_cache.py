@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..data.images import path_to_text
 
 _NAME_DIGITS = 16
@@ -34,21 +32,6 @@ def cache_folder(
     photos = "\n".join(path_to_text(path.absolute()) for path in paths)
     made_by = f"{weight_hash[:_NAME_DIGITS]}-{_short_hash(json.dumps(settings, sort_keys=True, default=str))}-{dtype}"
     return Path(cache) / made_by / _short_hash(photos)
-
-
-def mixes_images(model: torch.nn.Module) -> bool:
-    """Whether a photo's descriptor depends on the others in its batch, so that it means nothing outside of it."""
-    return bool(getattr(getattr(model, "config", None), "cross_image_encoder", False))
-
-
-def batch_rule(model: torch.nn.Module, batch_size: int) -> str:
-    """In words, what the descriptors owe to the batches."""
-    if not mixes_images(model):
-        return "each photo by itself: the batch size changes nothing"
-    return (
-        f"cross-image encoder on: the photos of a batch see each other, in batches of {batch_size} in the order of "
-        "their names. Alone, or in another order, they get other descriptors and another recall"
-    )
 
 
 def _short_hash(text: str) -> str:

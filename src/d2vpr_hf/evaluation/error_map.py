@@ -126,8 +126,8 @@ class _Frame:
         """The whole drawing with frame, scale bar, north arrow and legend."""
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {self.height + _FOOT}" role="img" '
-            f'aria-label="{escape(label, quote=True)}" font-family="system-ui, sans-serif" font-size="15" '
-            'fill="var(--ink, #1c2429)">\n'
+            f'aria-label="{escape(label, quote=True)}" style="background: var(--paper, #ffffff)" '
+            'font-family="system-ui, sans-serif" font-size="15" fill="var(--ink, #1c2429)">\n'
             # Arrow heads follow their lines; each drawing brings its own, since a page may hold several.
             f'<svg x="0" y="0" width="{_WIDTH}" height="{self.height}" viewBox="0 0 {_WIDTH} {self.height}">\n'
             f'<rect width="{_WIDTH}" height="{self.height}" fill="var(--panel, #f2f5f6)"/>\n{content}\n</svg>\n'

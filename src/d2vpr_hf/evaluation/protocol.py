@@ -18,7 +18,8 @@ from ..retrieval.index import PlaceIndex
 from ..retrieval.metric import Metric, metric_of, rows_without_meaning
 from ..retrieval.nearest import nearest_rows
 from ..retrieval.reduce import check_pca_source
-from .descriptor_cache import batch_rule, cache_folder, mixes_images
+from .batch_rule import batch_rule, mixes_images
+from .descriptor_cache import cache_folder
 from .labels import Protocol, benchmark_protocol, database_names, folder_protocol
 from .query_methods import QueryMethod, Search, query_views, rank_views
 from .recall import recall_at_k
@@ -86,7 +87,8 @@ def evaluate_protocol(
     # Named here, because the results say where the descriptors were computed.
     device = _default_device(_device_of(model)) if device is None else torch.device(device)
     options = {"batch_size": batch_size, "device": device, "dtype": dtype, "workers": workers, "progress": progress}
-    embed = _Embedding(model, options, _checked_cache(cache, model))
+    mixes = mixes_images(model, processor, queries.paths, device)
+    embed = _Embedding(model, options, _checked_cache(cache, mixes))
 
     if isinstance(database, PlaceIndex):
         # Before the queries are embedded, which may take an hour.
@@ -121,7 +123,7 @@ def evaluate_protocol(
             "query_method": query_method,
             "metric": metric,
             "batch_size": batch_size,
-            "batch_rule": batch_rule(model, batch_size),
+            "batch_rule": batch_rule(mixes, batch_size),
             "dtype": dtype,
             "device": str(device),
             "dim": first.vectors.shape[1],
@@ -214,10 +216,10 @@ def _checked_vectors(descriptors: Descriptors, metric: Metric) -> np.ndarray:
     return descriptors.vectors
 
 
-def _checked_cache(cache: str | Path | None, model: torch.nn.Module) -> Path | None:
-    if cache is not None and mixes_images(model):
+def _checked_cache(cache: str | Path | None, mixes: bool) -> Path | None:
+    if cache is not None and mixes:
         raise ValueError(
-            f"cache is {cache}, but the model's cross-image encoder is on, so that a descriptor belongs to its batch "
+            f"cache is {cache}, but the model mixes the images of a batch, so that a descriptor belongs to its batch "
             "and can't be kept for another. Leave cache out, or load the model with cross_image_encoder=False."
         )
     return None if cache is None else Path(cache)
