@@ -146,17 +146,20 @@ def image_lists(prefix: str, metres_file: str) -> Callable[[Path], list[list[int
     return build
 
 
-def write_msls_side(folder: Path, rows: list[tuple[str, float, bool, bool]], labelled: bool = True) -> None:
-    """One side of a city from (key, metres east, of the task, panorama); the degrees fit zone 33 (cph) by hand."""
+MSLS_DEGREES = {"cph": (12.5, 55.6), "sf": (-122.4, 37.8)}
+
+
+def write_msls_side(folder: Path, rows: list[tuple[str, float, bool, bool]], degrees: tuple | None) -> None:
+    """One side of a city from (key, metres east, of the task, panorama); without degrees nothing says where it is."""
     tables = {
         "seq_info": [(key, f"seq{number // 2}", number % 2) for number, (key, *_) in enumerate(rows)],
         "subtask_index": [(task,) for _, _, task, _ in rows],
     }
     heads = {"seq_info": "key,sequence_key,frame_number", "subtask_index": "all"}
-    if labelled:
-        tables["raw"] = [(key, 12.5, 55.6, 87.5, "2014-09-10", pano) for key, _, _, pano in rows]
+    if degrees is not None:
+        tables["raw"] = [(key, *degrees, 87.5, "2014-09-10", pano) for key, _, _, pano in rows]
         heads["raw"] = "key,lon,lat,ca,captured_at,pano"
-        tables["postprocessed"] = [(key, east, 0.0, 0, False, "Forward") for key, east, _, _ in rows]
+        tables["postprocessed"] = [(key, 350_000 + east, 6e6, 0, False, "Forward") for key, east, _, _ in rows]
         heads["postprocessed"] = "key,easting,northing,unique_cluster,night,view_direction"
     for name, lines in tables.items():
         folder.mkdir(parents=True, exist_ok=True)
@@ -167,25 +170,24 @@ def write_msls_side(folder: Path, rows: list[tuple[str, float, bool, bool]], lab
 
 
 def msls_val(root: Path) -> list[list[int]]:
-    for city, start in (("cph", "c"), ("sf", "s")):
-        tree = root / "train_val" / city
+    for city, degrees in MSLS_DEGREES.items():
+        tree, start = root / "train_val" / city, city[0]
         # In the database: d0 at 0 m, d1 isn't of the task, d2 is a panorama, d3 at 20 m, d4 at 60 m.
         database = [("d0", 0, True, False), ("d1", 5, False, False), ("d2", 10, True, True)]
         database += [("d3", 20, True, False), ("d4", 60, True, False)]
         # q1 has nothing within 25 m and is left out; q2 isn't of the task.
         queries = [("q0", 25, True, False), ("q1", 200, True, False), ("q2", 0, False, False), ("q3", 65, True, False)]
-        write_msls_side(tree / "database", [(start + key, *rest) for key, *rest in database])
-        write_msls_side(tree / "query", [(start + key, *rest) for key, *rest in queries])
-    # d0, d3, d4 of cph are rows 0 to 2, those of sf 3 to 5. A city's queries are compared with its own photos: those
-    # of the other stand at the same metres, but in this tree also in the same zone.
-    return [[0, 1, 3, 4], [2, 5], [0, 1, 3, 4], [2, 5]]
+        write_msls_side(tree / "database", [(start + key, *rest) for key, *rest in database], degrees)
+        write_msls_side(tree / "query", [(start + key, *rest) for key, *rest in queries], degrees)
+    # d0, d3, d4 of cph are rows 0 to 2, those of sf 3 to 5: the same metres, but in another zone.
+    return [[0, 1], [2], [3, 4], [5]]
 
 
 def msls_test(root: Path) -> None:
     for city in ("miami", "athens", "buenosaires", "stockholm", "bengaluru", "kampala"):
         rows = [(f"{city}0", 0, True, False), (f"{city}1", 0, False, False)]
-        write_msls_side(root / "test" / city / "database", rows, labelled=False)
-        write_msls_side(root / "test" / city / "query", [(f"{city}q", 0, True, False)], labelled=False)
+        write_msls_side(root / "test" / city / "database", rows, None)
+        write_msls_side(root / "test" / city / "query", [(f"{city}q", 0, True, False)], None)
 
 
 def own_folders(root: Path) -> list[list[int]]:

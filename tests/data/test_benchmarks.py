@@ -314,3 +314,26 @@ def test_published_ground_truths_follow_the_rules_of_the_records():
         listed = read_positive_rows(folder / file, queries=queries, database=database)
         by_rule = positives_by_frame(np.arange(database), np.arange(queries) * step, reach)
         assert as_lists(listed) == as_lists(by_rule)
+
+
+def test_lists_that_lead_out_of_the_folder_are_refused(tmp_path):
+    trees.image_lists("pitts30k", "pitts30k_test.npz")(tmp_path)
+    listed = tmp_path / "pitts30k_imageNames_query.txt"
+    listed.write_text("./b/0.jpg\n./../../secret.jpg\n")
+    with pytest.raises(ValueError, match=r"names '../../secret.jpg', outside of the set's folder"):
+        open_benchmark("pitts30k-test", tmp_path)
+    listed.write_text("./b/0.jpg\n")
+    with pytest.raises(ValueError, match="positions of 2 photos, but 1 names are listed"):
+        open_benchmark("pitts30k-test", tmp_path)
+
+
+def test_tables_that_do_not_fit_are_named(tmp_path):
+    trees.msls_val(tmp_path)
+    table = tmp_path / "train_val/sf/query/raw.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(lines[:-1]))
+    with pytest.raises(ValueError, match=r"train_val/sf/query have .*'raw': 3.* rows, but need one a photo each"):
+        open_benchmark("msls-val-740", tmp_path)
+    table.unlink()
+    with pytest.raises(ValueError, match=r"raw.csv is missing, but it says which photos belong to msls_val"):
+        open_benchmark("msls-val-740", tmp_path)

@@ -8,6 +8,7 @@ import benchmark_trees as trees
 import numpy as np
 import pytest
 
+from d2vpr_hf.data.made_town import make_town
 from d2vpr_hf.data.verify import Verification, verify_folder
 
 
@@ -265,3 +266,14 @@ def test_one_archive_of_several_protocols_names_them_all(tmp_path):
     result = verify_folder(tmp_path / "svox", sample=1)
     assert result.protocol == "svox-night"
     assert any("is svox-rain too" in text for text in texts(result)[1])
+
+
+def test_a_training_set_is_verified_too(tmp_path):
+    make_town(tmp_path / "gsv", places=2, views=3, layout="gsv", height=24, width=32)
+    result = verify_folder(tmp_path / "gsv", "gsv-cities")
+    assert result.exact
+    assert result.counts == {"database": 6}
+    assert result.sizes == {(32, 24): 6}
+    next((tmp_path / "gsv/Images").rglob("*.jpg")).unlink()
+    result = verify_folder(tmp_path / "gsv", "gsv-cities")
+    assert [error[:51] for error in texts(result)[0]] == ["photos: 1 listed database photos aren't there: Imag"]

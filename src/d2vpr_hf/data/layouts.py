@@ -1,5 +1,6 @@
 """How a benchmark lies on disk: what every layout gives, and the folders of photos whose names hold their positions."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ import numpy as np
 
 from .coordinates import Positions
 from .folders import PhotoFolder
-from .images import list_images, path_to_text
+from .images import IMAGE_SUFFIXES, list_images, path_to_text
 from .positives import read_positives
 
 _SPLITS = ("train", "val", "test")
@@ -104,8 +105,9 @@ class UtmFolders:
         if not all((folder / name).is_dir() for name in (self.database, *self.queries)):
             return False
         # What isn't named this way is somebody's own two folders.
-        first = next(iter(list_images(folder / self.queries[0])), None)
-        return first is None or first.name.startswith("@")
+        with os.scandir(folder / self.queries[0]) as entries:
+            first = next((entry.name for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)), None)
+        return first is None or first.startswith("@")
 
     def read(self, folder: Path) -> Reading:
         queries = [path for name in self.queries for path in list_images(folder / name)]
@@ -138,6 +140,16 @@ class TwoFolders:
 
     def tree(self) -> str:
         return "database/*.jpg\nqueries/*.jpg\npositives.json (optional: {query file name: [database file names]})"
+
+
+def check_inside(names: Sequence[str], source: str) -> None:
+    """Refuses listed names that lead out of the set's folder.
+
+    Raises: ValueError naming the source and the first such name.
+    """
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"{source} names {name!r}, outside of the set's folder. Correct it, or download it again.")
 
 
 def read_utm_split(root: Path, paths: Sequence[Path]) -> Split:

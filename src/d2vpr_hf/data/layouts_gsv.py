@@ -8,9 +8,10 @@ import numpy as np
 from .coordinates import Positions
 from .folders import PhotoFolder
 from .images import path_to_text
-from .layouts import Reading, Split
+from .layouts import Reading, Split, check_inside
 
 _COLUMNS = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
+_NUMBERS = ("place_id", "year", "month", "northdeg")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ class GsvCities:
             frame = pd.read_csv(table, dtype={"panoid": str, "city_id": str})
             if missing := [column for column in _COLUMNS if column not in frame.columns]:
                 raise ValueError(f"{path_to_text(table)} lacks the columns {missing}. Download it again.")
+            if odd := [column for column in _NUMBERS if frame[column].dtype.kind != "i"]:
+                raise ValueError(
+                    f"{path_to_text(table)} has something else than whole numbers in {odd}. Download it again."
+                )
             frame["name"] = [
                 f"Images/{table.stem}/{row.city_id}_{row.place_id:07d}_{row.year:04d}_{row.month:02d}_{row.northdeg:03d}"
                 f"_{row.lat}_{row.lon}_{row.panoid}.jpg"
@@ -36,6 +41,7 @@ class GsvCities:
             frames.append(frame)
         table = pd.concat(frames, ignore_index=True)
         names = table["name"].tolist()
+        check_inside(names, f"A table in {path_to_text(folder / 'Dataframes')}")
         months = zip(table["year"].tolist(), table["month"].tolist(), strict=True)
         # Place numbers start anew in each city.
         place = table.groupby(["city_id", "place_id"], sort=False).ngroup()

@@ -10,7 +10,7 @@ from pyproj import Proj
 from .coordinates import Positions
 from .folders import PhotoFolder
 from .images import path_to_text
-from .layouts import Reading, Split
+from .layouts import Reading, Split, check_inside
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,7 @@ def read_listed_split(root: Path, names: Sequence[str], metres: np.ndarray, zone
             f"{source} has positions of {len(metres)} photos, but {len(names)} names are listed. "
             "Use lists and positions of one release."
         )
-    if outside := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
-        raise ValueError(f"{source}: the list names {outside[0]!r}, outside of the set's folder. Correct the list.")
+    check_inside(names, source)
     easting, northing = metres.T
     rows = len(names)
     longitude, latitude = np.full(rows, np.nan), np.full(rows, np.nan)

@@ -9,7 +9,7 @@ import numpy as np
 from .coordinates import Positions
 from .folders import PhotoFolder
 from .images import path_to_text
-from .layouts import Reading, Split, known_details
+from .layouts import Reading, Split, check_inside, known_details
 from .object_arrays import read_names, read_positive_rows, read_row_numbers
 
 # Two releases of the same lists: GSV-Cities' and OpenVPRLab's.
@@ -85,8 +85,7 @@ class MslsTree:
     def _listed_split(self, folder: Path, names: list[str], side: str) -> Split:
         # Lists begin at train_val/ or at the city; either way the last four parts say which photo it is.
         names = ["/".join(Path(name).parts[-4:]) for name in names]
-        if wrong := [name for name in names if Path(name).is_absolute() or ".." in Path(name).parts]:
-            raise ValueError(f"The lists of {self.name} name {wrong[0]!r}, which is no photo of a city. Correct them.")
+        check_inside(names, f"The list of {self.name}")
         known = {}
         for city in self.cities:
             if (folder / city / side / "raw.csv").is_file():
