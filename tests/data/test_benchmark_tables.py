@@ -60,6 +60,25 @@ def test_the_cache_is_written_once_and_follows_the_files(pitts, tmp_path):
     assert not [path for path in cache.rglob(".*") if path.is_dir()]
 
 
+def test_a_list_of_positives_is_part_of_the_files(tmp_path):
+    trees.vprbench(tmp_path / "set")
+    first = load_benchmark("vprbench", tmp_path / "set", cache_dir=tmp_path / "cache")
+    trees.save_pairs(tmp_path / "set/ground_truth_new.npy", [[3], [2], [1]])
+    second = load_benchmark("vprbench", tmp_path / "set", cache_dir=tmp_path / "cache")
+    assert first["queries"]["positives"][:] == [[0, 1], [1, 2, 3], [3]]
+    assert second["queries"]["positives"][:] == [[3], [2], [1]]
+
+
+def test_another_count_is_a_warning_from_the_cache_too(pitts, tmp_path, caplog):
+    for _ in range(2):
+        caplog.clear()
+        load_benchmark("pitts30k-test", pitts, cache_dir=tmp_path / "cache")
+        assert [record.getMessage().split(" (")[0].split(": ")[1] for record in caplog.records] == [
+            "3 photos in database, but pitts30k-test has 10,000",
+            "2 photos in queries, but pitts30k-test has 6,816",
+        ]
+
+
 def test_a_cache_that_is_broken_off_is_written_anew(pitts, tmp_path, monkeypatch):
     from datasets.arrow_writer import ArrowWriter
 

@@ -169,7 +169,7 @@ def test_another_count_is_a_warning(tmp_path, caplog):
     trees.utm(zone=17)(tmp_path)
     with caplog.at_level(logging.WARNING):
         open_benchmark("pitts30k-test", tmp_path)
-    assert "3 database photos, but pitts30k-test has 10,000 (counted in Patch-NetVLAD's lists)" in caplog.text
+    assert "3 photos in database, but pitts30k-test has 10,000 (counted in Patch-NetVLAD's lists)" in caplog.text
 
 
 def test_at_signs_in_parent_folders_and_upper_case_suffixes_are_read(tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .benchmarks import Benchmark, open_benchmark
+from .. import __version__
+from .benchmark_records import BenchmarkRecord, find_record
+from .benchmarks import Benchmark, find_layout, open_benchmark, warn_of_counts
 from .images import path_to_text
-from .layouts import Split
+from .layouts import Layout, Split
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, Features, IterableDatasetDict
@@ -45,10 +48,10 @@ def load_benchmark(
     """
     from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, IterableDatasetDict, config
 
-    benchmark = open_benchmark(name, root)
-    features = benchmark_features(benchmark)
-    info = DatasetInfo(description=describe(benchmark), dataset_name="d2vpr_benchmark", config_name=name)
+    record, root = find_record(name), Path(root)
     if streaming:
+        benchmark = open_benchmark(name, root)
+        features = benchmark_features(benchmark)
         return IterableDatasetDict(
             {
                 side: IterableDataset.from_generator(
@@ -59,12 +62,19 @@ def load_benchmark(
                 for side, split in benchmark.splits.items()
             }
         )
-    folder = Path(cache_dir or config.HF_DATASETS_CACHE) / "d2vpr_hf" / name / fingerprint(benchmark)
-    if not folder.is_dir():
-        _write_cache(benchmark, features, folder)
-    return DatasetDict(
-        {side: Dataset.from_file(str(folder / f"{side}.arrow"), info=info.copy()) for side in benchmark.splits}
+    layout, found = find_layout(record, root)
+    folder = Path(cache_dir or config.HF_DATASETS_CACHE) / "d2vpr_hf" / name / fingerprint(record, layout, found)
+    is_new = not folder.is_dir()
+    if is_new:
+        _write_cache(open_benchmark(name, root), folder)
+    info = DatasetInfo(description=describe(record), dataset_name="d2vpr_benchmark", config_name=name)
+    tables = {side: folder / f"{side}.arrow" for side in ("train", "database", "queries")}
+    benchmark = DatasetDict(
+        {side: Dataset.from_file(str(file), info=info.copy()) for side, file in tables.items() if file.is_file()}
     )
+    if not is_new:
+        warn_of_counts(record, found, {side: len(split) for side, split in benchmark.items()})
+    return benchmark
 
 
 def benchmark_features(benchmark: Benchmark) -> "Features":
@@ -81,26 +91,48 @@ def benchmark_features(benchmark: Benchmark) -> "Features":
     return Features(columns)
 
 
-def describe(benchmark: Benchmark) -> str:
+def describe(record: BenchmarkRecord) -> str:
     """Protocol and rule in one line, kept in the dataset's info."""
-    return f"{benchmark.record.id}: {benchmark.record.title}. Positives: {benchmark.rule}."
+    return f"{record.id}: {record.title}. Positives: {record.rule}."
 
 
-def fingerprint(benchmark: Benchmark) -> str:
-    """32 hex digits over the names, sizes and dates of the photos, their positions and positives."""
-    digest = hashlib.sha256(json.dumps([_FORMAT, benchmark.record.id, describe(benchmark)]).encode())
-    for side, split in benchmark.splits.items():
-        digest.update(f"\0{side}\0{path_to_text(split.photos.root.absolute())}".encode())
-        for name, path in zip(split.photos.names, split.photos.paths, strict=True):
-            status = path.stat()
-            digest.update(f"\0{name}\0{status.st_size}\0{status.st_mtime_ns}".encode())
-        positions = split.photos.positions
-        for column in (positions.latitude, positions.longitude, positions.easting, positions.northing, positions.zone):
-            digest.update(np.ascontiguousarray(column).tobytes())
-        digest.update(json.dumps(split.details, sort_keys=True).encode())
-    for rows in benchmark.positives or []:
-        digest.update(len(rows).to_bytes(8) + rows.astype("<i8").tobytes())
+def fingerprint(record: BenchmarkRecord, layout: Layout, folder: Path) -> str:
+    """32 hex digits over the protocol and the names, sizes and dates of all files that it reads.
+
+    Nothing is parsed for it: a set of millions of photos whose table is in the cache is there again in seconds.
+    """
+    parts = [_FORMAT, __version__, record.id, str(record.rule), record.denominator, repr(layout)]
+    digest = hashlib.sha256(json.dumps([*parts, path_to_text(folder.absolute())]).encode())
+    for source in layout.sources(folder):
+        for line in _files_under(source):
+            digest.update(line)
     return digest.hexdigest()[:32]
+
+
+def _files_under(source: Path) -> Iterator[bytes]:
+    """Name, size and date of a file, or of all files in a folder, sorted by name; nothing where neither is there."""
+    if not source.is_dir():
+        if source.is_file():
+            status = source.stat()
+            yield b"%s\0%d\0%d\0" % (os.fsencode(source), status.st_size, status.st_mtime_ns)
+        return
+    entered: set[tuple[int, int]] = set()
+    waiting = [os.fsencode(source)]
+    while waiting:
+        here = waiting.pop()
+        status = os.stat(here)  # noqa: PTH116 - names that are no UTF-8 stay bytes
+        if (status.st_dev, status.st_ino) in entered:
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        with os.scandir(here) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.is_dir():
+                waiting.append(entry.path)
+            else:
+                # A link to nothing has no size of its own, but its name counts.
+                status = entry.stat(follow_symlinks=entry.is_file())
+                yield b"%s\0%d\0%d\0" % (entry.path, status.st_size, status.st_mtime_ns)
 
 
 def rows_of(benchmark: Benchmark, side: str, rows: range) -> dict[str, list[Any]]:
@@ -129,10 +161,11 @@ def _kind(column: list[Any]) -> str:
     return {float: "float32", int: "int64", str: "string"}[type(sample)]
 
 
-def _write_cache(benchmark: Benchmark, features: "Features", folder: Path) -> None:
+def _write_cache(benchmark: Benchmark, folder: Path) -> None:
     """The splits as Arrow files, whole or not at all."""
     from datasets.arrow_writer import ArrowWriter
 
+    features = benchmark_features(benchmark)
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

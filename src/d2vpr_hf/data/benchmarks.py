@@ -66,14 +66,19 @@ def open_benchmark(name: str, root: str | Path) -> Benchmark:
         if split is not None:
             _check_present(split, record, folder)
     benchmark = assemble(record, folder, layout, reading)
-    for side, expected in (("database", record.database), ("queries", record.queries)):
-        split = getattr(benchmark, side)
-        if expected is not None and split is not None and not expected.fits(len(split)):
-            logger.warning(
-                "%s: %d %s photos, but %s has %s (%s). `d2vpr verify` tells what differs.",
-                path_to_text(folder), len(split), side, record.id, expected, expected.source,
-            )  # fmt: skip
+    warn_of_counts(record, folder, {side: len(split) for side, split in benchmark.splits.items()})
     return benchmark
+
+
+def warn_of_counts(record: BenchmarkRecord, folder: Path, counts: dict[str, int]) -> None:
+    """Logs each split whose number of photos is another than the protocol's."""
+    for side, found in counts.items():
+        expected = record.queries if side == "queries" else record.database
+        if expected is not None and not expected.fits(found):
+            logger.warning(
+                "%s: %d photos in %s, but %s has %s (%s). `d2vpr verify` tells what differs.",
+                path_to_text(folder), found, side, record.id, expected, expected.source,
+            )  # fmt: skip
 
 
 def find_layout(record: BenchmarkRecord, root: Path) -> tuple[Layout, Path]:

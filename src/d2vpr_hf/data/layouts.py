@@ -77,6 +77,9 @@ class Layout(Protocol):
     def read(self, folder: Path) -> Reading:
         """What lies there; no image is opened."""
 
+    def sources(self, folder: Path) -> list[Path]:
+        """The files and folders, of any depth, on which `read` depends."""
+
     def tree(self) -> str:
         """The layout as people see it, one path a line."""
 
@@ -115,6 +118,9 @@ class UtmFolders:
         database = list_images(folder / self.database)
         return Reading(read_utm_split(folder / self.database, database), read_utm_split(query_root, queries))
 
+    def sources(self, folder: Path) -> list[Path]:
+        return [folder / name for name in (self.database, *self.queries)]
+
     def tree(self) -> str:
         name = "@easting@northing@zone@letter@lat@lon@pano@tile@heading@pitch@roll@height@time@note@.jpg"
         lines = [f"images/{self.split}/{folder}/{name}" for folder in (self.database, *self.queries)]
@@ -137,6 +143,9 @@ class TwoFolders:
             table, database_names=database.photos.names, query_names=queries.photos.names
         )  # fmt: skip
         return Reading(database, queries, listed, table)
+
+    def sources(self, folder: Path) -> list[Path]:
+        return [folder / "database", folder / "queries", folder / "positives.json"]
 
     def tree(self) -> str:
         return "database/*.jpg\nqueries/*.jpg\npositives.json (optional: {query file name: [database file names]})"

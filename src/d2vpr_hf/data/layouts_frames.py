@@ -64,6 +64,9 @@ class FrameFolders:
         names = [path_to_text(path.relative_to(folder).as_posix()) for path in paths]
         return Split(PhotoFolder(folder, paths, names, Positions.unknown(len(paths))), frame[order] * step)
 
+    def sources(self, folder: Path) -> list[Path]:
+        return [folder / name for name in (self.database, self.queries, *self.truth)]
+
     def tree(self) -> str:
         number = "0000000.jpg" if self.numbered_from_zero else "NUMBER.jpg (or .png; the same in both folders)"
         lines = [f"{self.database}/{number}", f"{self.queries}/{number}"]

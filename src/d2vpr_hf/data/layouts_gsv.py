@@ -63,6 +63,9 @@ class GsvCities:
         )
         return Reading(split, None)
 
+    def sources(self, folder: Path) -> list[Path]:
+        return [folder / "Images", folder / "Dataframes"]
+
     def tree(self) -> str:
         name = "CITY_PLACE_YEAR_MONTH_NORTHDEG_LAT_LON_PANOID.jpg"
         return f"Images/CITY/{name}\nDataframes/CITY.csv ({','.join(_COLUMNS)})"

@@ -58,6 +58,9 @@ class DbStruct:
             read_listed_split(folder, queries, metres[1], self.zone, str(file)),
         )
 
+    def sources(self, folder: Path) -> list[Path]:
+        return [folder]
+
     def tree(self) -> str:
         photo = f"NNN/...{self.database_suffix}"
         return f"{photo} (database)\n{self.query_folder}/...jpg\n{self.file} (or datasets/{self.file})"
@@ -101,6 +104,9 @@ class ImageLists:
             names = [line.strip().removeprefix("./") for line in names_file.read_text().splitlines() if line.strip()]
             splits.append(read_listed_split(folder, names, positions, self.zone, str(file)))
         return Reading(*splits)
+
+    def sources(self, folder: Path) -> list[Path]:
+        return [folder]
 
     def tree(self) -> str:
         return "\n".join([*self._names(), "and the photos, at the paths that the lists name"])

@@ -151,6 +151,11 @@ class MslsTree:
         split = Split(PhotoFolder(folder, [folder / name for name in names], names, positions), details=details)
         return split[np.flatnonzero(keep)]
 
+    def sources(self, folder: Path) -> list[Path]:
+        lists = {name.format(name=self.name) for names in _LISTS for name in names if name is not None}
+        found = (self._file(folder, name) for name in sorted(lists))
+        return [*(folder / city for city in self.cities), *(file for file in found if file is not None)]
+
     def tree(self) -> str:
         cities = "{" + ",".join(self.cities) + "}"
         tables = "{raw,postprocessed,seq_info,subtask_index}" if self.labelled else "{seq_info,subtask_index}"
