@@ -13,6 +13,8 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 import d2vpr_hf
+from d2vpr_hf.evaluation.charts import recall_chart
+from d2vpr_hf.evaluation.error_map import error_maps
 from d2vpr_hf.evaluation.figures_page import comparison_page
 from d2vpr_hf.evaluation.peers import PeerModel, SquashProcessor
 
@@ -60,6 +62,9 @@ crops = d2vpr_hf.evaluate_protocol(
 print(f"\nthumbnails of five crops: recall@1 {100 * crops.recall[1]:.1f} %")
 
 result.save(folder)  # results.json
+evaluations = list(comparison.evaluations.values())
+(folder / "recall_curves.svg").write_text(recall_chart(evaluations, list(models)), encoding="utf-8")
+(folder / "error_map.svg").write_text(error_maps(result)[0].svg, encoding="utf-8")
 page = folder / "comparison.html"
 page.write_text(comparison_page(comparison), encoding="utf-8")
 print(f"curves and maps: {page}")

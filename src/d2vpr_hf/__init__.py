@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .data.made_town import make_town
     from .evaluation.comparison import compare_models
     from .evaluation.peers import open_peer
-    from .evaluation.protocol import benchmark_protocol, evaluate_protocol, folder_protocol
+    from .evaluation.protocol import benchmark_protocol, dataset_protocol, evaluate_protocol, folder_protocol
     from .models.convert_original import convert_checkpoint, convert_original_state_dict
     from .retrieval.embed import Descriptors, embed_images
     from .retrieval.index import PlaceIndex
@@ -40,6 +40,7 @@ LAZY = {
     "compare_models": "evaluation.comparison",
     "convert_checkpoint": "models.convert_original",
     "convert_original_state_dict": "models.convert_original",
+    "dataset_protocol": "evaluation.protocol",
     "embed_images": "retrieval.embed",
     "evaluate_protocol": "evaluation.protocol",
     "folder_protocol": "evaluation.protocol",
@@ -60,6 +61,7 @@ __all__ = [
     "compare_models",
     "convert_checkpoint",
     "convert_original_state_dict",
+    "dataset_protocol",
     "embed_images",
     "evaluate_protocol",
     "folder_protocol",

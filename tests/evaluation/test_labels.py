@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 import torch
 from benchmark_trees import msls_val, nordland_3450, own_folders, pairs, utm
+from datasets import DatasetDict, load_dataset
 from PIL import Image
 
+from d2vpr_hf.data.benchmark_tables import load_benchmark
 from d2vpr_hf.data.benchmarks import open_benchmark
-from d2vpr_hf.evaluation.labels import benchmark_protocol
+from d2vpr_hf.data.export import export_benchmark
+from d2vpr_hf.evaluation.labels import benchmark_protocol, dataset_protocol
 from d2vpr_hf.evaluation.peers import PeerModel, SquashProcessor
 from d2vpr_hf.evaluation.protocol import evaluate_protocol, folder_protocol
 from d2vpr_hf.retrieval.embed import embed_images
@@ -48,13 +51,50 @@ def test_a_named_benchmark_runs_as_two_folders_do(tmp_path, name, tree):
         benchmark_protocol(name)
 
 
+def test_an_exported_benchmark_gives_the_result_of_its_folder(tmp_path):
+    expected = utm()(tmp_path / "set")
+    benchmark = load_benchmark("pitts30k-test", tmp_path / "set", cache_dir=tmp_path / "tables")
+    export_benchmark(benchmark, tmp_path / "export")
+    folder = benchmark_protocol("pitts30k-test", tmp_path / "set")
+    options = {"model": PeerModel(Thumbnail()), "processor": Thumbnail.processor, "workers": 1, "progress": False}
+    of_folder = evaluate_protocol(folder, **options)
+    exported = load_dataset(str(tmp_path / "export"), cache_dir=str(tmp_path / "datasets"))
+    for given in (benchmark, exported):
+        protocol = dataset_protocol(given, "pitts30k-test")
+        assert [rows.tolist() for rows in protocol.positives] == expected
+        assert (protocol.name, protocol.denominator, protocol.notes) == (folder.name, folder.denominator, folder.notes)
+        np.testing.assert_allclose(protocol.queries.positions.easting, folder.queries.positions.easting)
+        result = evaluate_protocol(protocol, **options)
+        assert result.recall == of_folder.recall
+        np.testing.assert_array_equal(result.ranking, of_folder.ranking)
+        assert result.to_json()["ranking"] == of_folder.to_json()["ranking"]
+        with pytest.raises(ValueError, match="inside of a dataset"):
+            evaluate_protocol(protocol, cache=tmp_path, **options)
+    assert dataset_protocol(benchmark).name == "pitts30k-test"
+    with pytest.raises(ValueError, match="not queries"):
+        dataset_protocol(DatasetDict(database=benchmark["database"]))
+    with pytest.raises(ValueError, match="queries has no column zone"):
+        dataset_protocol(DatasetDict(benchmark, queries=benchmark["queries"].remove_columns("zone")))
+
+
+def test_a_broken_photo_of_a_dataset_is_skipped_by_its_name(tmp_path):
+    utm()(tmp_path / "set")
+    broken = sorted((tmp_path / "set").rglob("queries/*.jpg"))[0]
+    broken.write_bytes(b"no photo")
+    protocol = dataset_protocol(load_benchmark("pitts30k-test", tmp_path / "set", cache_dir=tmp_path / "tables"))
+    model = PeerModel(Thumbnail())
+    result = evaluate_protocol(protocol, model=model, processor=Thumbnail.processor, workers=1, progress=False)
+    assert [path for path, _ in result.skipped["queries"]] == [broken.name]
+    assert (result.ranking[protocol.queries.names.index(broken.name)] == -1).all()
+
+
 def test_ones_own_folders_have_no_expected_counts(tmp_path):
     own_folders(tmp_path)
     protocol = benchmark_protocol(open_benchmark("folders", tmp_path))
     assert protocol.notes == ()
 
 
-def test_a_pca_is_not_tested_on_photos_that_it_was_fitted_on(tmp_path, tiny_model, tiny_processor):
+def test_a_pca_is_not_tested_on_photos_that_it_was_fitted_on(tmp_path, tiny_model, tiny_processor, caplog):
     random = np.random.default_rng(0)
     for folder in ("train", "test/database", "test/queries"):
         (tmp_path / folder).mkdir(parents=True)
@@ -72,5 +112,9 @@ def test_a_pca_is_not_tested_on_photos_that_it_was_fitted_on(tmp_path, tiny_mode
     assert result.settings["metric"] == "l2"
     assert result.settings["dim"] == 4
     seen = folder_protocol(tmp_path / "train", tmp_path / "test/queries", positives=positives)
-    with pytest.raises(ValueError, match=r"6 of the 12 test photos.*made photos"):
+    with pytest.raises(ValueError, match=r"6 of the 6 test photos.*made photos"):
         evaluate_protocol(seen, model=tiny_model, ks=(1,), **options)
+    utm()(tmp_path / "set")
+    inside = dataset_protocol(load_benchmark("pitts30k-test", tmp_path / "set", cache_dir=tmp_path / "tables"))
+    evaluate_protocol(inside, model=tiny_model, ks=(1,), **options)
+    assert "make sure yourself" in caplog.text

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 from d2vpr_hf.models.checkpoint import save_checkpoint
@@ -24,3 +25,5 @@ def test_the_example_leaves_results_and_a_page(tmp_path, monkeypatch, capsys, ti
     page = (folder / "comparison.html").read_text()
     assert page.count("<svg") == 6
     assert "thumbnail" in page
+    for drawing in ("recall_curves.svg", "error_map.svg"):
+        assert ElementTree.parse(folder / drawing).getroot().tag == "{http://www.w3.org/2000/svg}svg"

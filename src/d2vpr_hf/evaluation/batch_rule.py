@@ -1,13 +1,16 @@
 """Whether a descriptor depends on the other photos of its batch, which makes a result another one in other company."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from ..retrieval.embed import embed_images
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _PHOTOS = 4
 # Rounding takes a millionth off a cosine, a cross-image encoder a thousandth and more.
@@ -15,7 +18,7 @@ _LEAST_COSINE = 0.9999
 
 
 def mixes_images(
-    model: torch.nn.Module, processor: Callable[..., Any], photos: Sequence[Path], device: torch.device
+    model: torch.nn.Module, processor: Callable[..., Any], photos: "list[Path] | Dataset", device: torch.device
 ) -> bool:
     """Whether the model mixes the images of a batch, as its config says, or else as a few photos show.
 
@@ -29,7 +32,8 @@ def mixes_images(
     if declared is not None:
         return bool(declared)
     options = {"model": model, "processor": processor, "device": device, "workers": 1, "progress": False}
-    alone, together = (embed_images(photos[:_PHOTOS], batch_size=size, **options).vectors for size in (1, _PHOTOS))
+    few = photos[:_PHOTOS] if isinstance(photos, list) else photos.select(range(min(_PHOTOS, len(photos))))
+    alone, together = (embed_images(few, batch_size=size, **options).vectors for size in (1, _PHOTOS))
     lengths = np.linalg.norm(alone, axis=1) * np.linalg.norm(together, axis=1)
     return bool(((alone * together).sum(axis=1) < _LEAST_COSINE * lengths).any())
 

@@ -3,17 +3,22 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.benchmark_records import Own
+from ..data.benchmark_records import PROTOCOLS, BenchmarkRecord, Own
 from ..data.benchmarks import Benchmark, open_benchmark
 from ..data.coordinates import Positions, positives_within
 from ..data.folders import PhotoFolder, read_photo_folder
 from ..data.positives import read_positives
 from ..retrieval.index import PlaceIndex
 from ..retrieval.index_folder import SETTINGS_FILE
+from .dataset_photos import DatasetPhotos
 from .recall import Denominator, count_positives
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
 
 _CHOICES = (
     "Choose one: positives=... (--positives positives.json), a JSON file of {query file name: [database file names]}; "
@@ -36,8 +41,8 @@ class Protocol:
     """
 
     name: str
-    database: PhotoFolder | PlaceIndex
-    queries: PhotoFolder
+    database: PhotoFolder | DatasetPhotos | PlaceIndex
+    queries: PhotoFolder | DatasetPhotos
     positives: list[np.ndarray] | None
     rule: str
     denominator: Denominator = "all"
@@ -103,44 +108,66 @@ def benchmark_protocol(name: str | Benchmark, root: str | Path | None = None) ->
     record, queries = benchmark.record, benchmark.queries
     if queries is None:
         raise ValueError(f"{record.id} is a training set: it has no queries to evaluate. Give the id of a test set.")
-    if benchmark.positives is not None and not count_positives(benchmark.positives).any():
+    _check_answerable(benchmark.positives, record.id, benchmark.rule)
+    notes = _count_notes(record, len(benchmark.database), len(queries))
+    if benchmark.left_out:
+        notes.append(f"Queries without positives that the protocol leaves out: {len(benchmark.left_out)}.")
+    photos = benchmark.database.photos, queries.photos
+    return Protocol(record.id, *photos, benchmark.positives, benchmark.rule, record.denominator, tuple(notes))
+
+
+def dataset_protocol(benchmark: "DatasetDict", name: str | None = None) -> Protocol:
+    """The protocol of a benchmark whose photos lie in a dataset: exported, or loaded from the Hub.
+
+    Args:
+        benchmark: splits `database` and `queries` with the columns of `data.benchmark_tables.load_benchmark`.
+        name: id of the protocol; by default what the dataset notes.
+
+    Raises: ValueError if a split or column is missing, or if no query has a positive.
+    """
+    if missing := [split for split in ("database", "queries") if split not in benchmark]:
         raise ValueError(
-            f"None of the {len(queries)} queries of {record.id} in {benchmark.root} has a positive ({benchmark.rule}), "
-            "so that recall would be 0 whatever the model. `d2vpr verify` tells what is wrong with the folder."
+            f"The dataset has the splits {', '.join(benchmark)}, but not {' and '.join(missing)}, which an evaluation "
+            "needs. Give what load_benchmark, or load_dataset of an export, returns."
         )
-    return Protocol(
-        record.id,
-        benchmark.database.photos,
-        queries.photos,
-        benchmark.positives,
-        benchmark.rule,
-        record.denominator,
-        tuple(_benchmark_notes(benchmark)),
-    )
+    name = name or benchmark["queries"].info.config_name or "dataset"
+    database, queries = (DatasetPhotos.of(benchmark[split], split) for split in ("database", "queries"))
+    lists = benchmark["queries"].with_format(None)["positives"][:]
+    positives = None if any(rows is None for rows in lists) else [np.array(rows, np.int64) for rows in lists]
+    rule = "none: the dataset has no positives" if positives is None else "listed in the dataset"
+    _check_answerable(positives, name, rule)
+    record = next((record for record in PROTOCOLS if record.id == name), None)
+    if record is None:
+        return Protocol(name, database, queries, positives, rule)
+    notes = tuple(_count_notes(record, len(database), len(queries)))
+    return Protocol(name, database, queries, positives, rule, record.denominator, notes)
 
 
-def _benchmark_notes(benchmark: Benchmark) -> list[str]:
-    """What differs from the protocol, or can't be known to agree with it."""
-    record, notes = benchmark.record, []
+def _check_answerable(positives: list[np.ndarray] | None, name: str, rule: str) -> None:
+    if positives is not None and not count_positives(positives).any():
+        raise ValueError(
+            f"None of the {len(positives)} queries of {name} has a positive ({rule}), so that recall would be 0 "
+            "whatever the model. `d2vpr verify` tells what is wrong with its folder."
+        )
+
+
+def _count_notes(record: BenchmarkRecord, database: int, queries: int) -> list[str]:
+    """Where the numbers of photos differ from the protocol's, or can't be known to agree with them."""
+    notes: list[str] = []
     if isinstance(record.rule, Own):
         return notes
-    for side, expected, split in (
-        ("database", record.database, benchmark.database),
-        ("query", record.queries, benchmark.queries),
-    ):
+    for side, expected, found in (("database", record.database, database), ("query", record.queries, queries)):
         if expected is None:
-            notes.append(f"How many {side} photos {record.id} has is not known; here are {len(split):,}.")
-        elif not expected.fits(len(split)):
+            notes.append(f"How many {side} photos {record.id} has is not known; here are {found:,}.")
+        elif not expected.fits(found):
             notes.append(
-                f"Not comparable with published figures of {record.id}: here are {len(split):,} {side} photos, and it "
+                f"Not comparable with published figures of {record.id}: here are {found:,} {side} photos, and it "
                 f"has {expected} ({expected.source})."
             )
         elif not expected.verified:
             notes.append(
                 f"The number of {side} photos of {record.id}, {expected}, is not verified ({expected.source})."
             )
-    if benchmark.left_out:
-        notes.append(f"Queries without positives that the protocol leaves out: {len(benchmark.left_out)}.")
     return notes
 
 
@@ -154,7 +181,7 @@ def _opened_queries(queries: str | Path | PhotoFolder) -> PhotoFolder:
     return read_photo_folder(queries) if isinstance(queries, (str, Path)) else queries
 
 
-def database_names(database: PhotoFolder | PlaceIndex) -> list[str]:
+def database_names(database: PhotoFolder | DatasetPhotos | PlaceIndex) -> list[str]:
     return database.places["path"].tolist() if isinstance(database, PlaceIndex) else database.names
 
 

@@ -1,11 +1,12 @@
 """Runs an evaluation: embeds the photos of a protocol, ranks its database for each query, and scores the ranking."""
 
+import logging
 import platform
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,11 +20,15 @@ from ..retrieval.metric import Metric, metric_of, rows_without_meaning
 from ..retrieval.nearest import nearest_rows
 from ..retrieval.reduce import check_pca_source
 from .batch_rule import batch_rule, mixes_images
+from .dataset_photos import DatasetPhotos
 from .descriptor_cache import cache_folder
-from .labels import Protocol, benchmark_protocol, database_names, folder_protocol
+from .labels import Protocol, benchmark_protocol, database_names, dataset_protocol, folder_protocol
 from .query_methods import QueryMethod, Search, query_views, rank_views
 from .recall import recall_at_k
 from .results import RESULTS_FILE, Evaluation
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 __all__ = [
     "DEFAULT_KS",
@@ -31,9 +36,12 @@ __all__ = [
     "Evaluation",
     "Protocol",
     "benchmark_protocol",
+    "dataset_protocol",
     "evaluate_protocol",
     "folder_protocol",
 ]
+
+logger = logging.getLogger(__name__)
 
 # What the field's tables show (1, 5, 10), and the further cut-offs of its and the original's logs.
 DEFAULT_KS = (1, 5, 10, 20, 100)
@@ -58,8 +66,8 @@ def evaluate_protocol(
     """Embeds the photos of a protocol, ranks the database for each query, and scores the ranking.
 
     Args:
-        protocol: from `folder_protocol` or `benchmark_protocol`. An index as its database must come from the same
-            weights.
+        protocol: from `folder_protocol`, `benchmark_protocol` or `dataset_protocol`. An index as its database must
+            come from the same weights.
         model: gives descriptors as `pooler_output`. Where they aren't of length 1 they are ranked by distance.
         processor: the model's image processor.
         ks: cut-offs of recall@k; the largest is the number of answers kept. A k above the size of the database takes
@@ -67,7 +75,7 @@ def evaluate_protocol(
         query_method: how a query becomes descriptors (see `query_methods`); the database is always squashed.
         cache: folder in which descriptors are kept from run to run and read instead of being made again (see
             `descriptor_cache`); by default none. With it the vectors stay on the disk, so that a database larger than
-            memory can be ranked. A model that mixes a batch's images can't use one.
+            memory can be ranked. A model that mixes a batch's images can't use one, nor can photos inside of a dataset.
         batch_size: photos at a time. The result doesn't depend on it, unless the model mixes a batch's images.
         device: where to embed; by default where the model is, or the first GPU for a model on the CPU.
         dtype: arithmetic under autocast; descriptors are float32 in any case.
@@ -82,13 +90,13 @@ def evaluate_protocol(
     if not ks:
         raise ValueError("ks is empty. Give at least one cut-off, such as 1.")
     views = query_views(query_method, processor, model)
-    check_pca_source(model, _test_photos(protocol))
+    _check_pca(model, protocol)
     database, queries = protocol.database, protocol.queries
     # Named here, because the results say where the descriptors were computed.
     device = _default_device(_device_of(model)) if device is None else torch.device(device)
     options = {"batch_size": batch_size, "device": device, "dtype": dtype, "workers": workers, "progress": progress}
-    mixes = mixes_images(model, processor, queries.paths, device)
-    embed = _Embedding(model, options, _checked_cache(cache, mixes))
+    mixes = mixes_images(model, processor, _images(queries), device)
+    embed = _Embedding(model, options, _checked_cache(cache, mixes, protocol))
 
     if isinstance(database, PlaceIndex):
         # Before the queries are embedded, which may take an hour.
@@ -97,7 +105,7 @@ def evaluate_protocol(
         metric, search = database.metric, _searching_index(database)
     else:
         descriptors, rows = embed(database, "database", processor)
-        skipped_database = list(descriptors.skipped)
+        skipped_database = _skipped_in_any([descriptors], database)
         metric = metric_of(descriptors.vectors)
         search = _searching_vectors(_checked_vectors(descriptors, metric), rows, metric)
     found = [embed(queries, "query", view) for view in views]
@@ -115,7 +123,7 @@ def evaluate_protocol(
         ranking=ranking,
         scores=scores,
         database_names=database_names(database),
-        skipped={"database": skipped_database, "queries": _skipped_in_any([each for each, _ in found])},
+        skipped={"database": skipped_database, "queries": _skipped_in_any([each for each, _ in found], queries)},
         model_name=first.model_name,
         weight_hash=first.weight_hash,
         settings={
@@ -144,21 +152,30 @@ class _Embedding:
         self.cache = cache
         self.weight_hash = None if cache is None else weight_hash(model)
 
-    def __call__(self, photos: PhotoFolder, kind: str, processor: Callable[..., Any]) -> tuple[Descriptors, np.ndarray]:
-        """The descriptors, and which row of the folder each belongs to."""
+    def __call__(
+        self, photos: PhotoFolder | DatasetPhotos, kind: str, processor: Callable[..., Any]
+    ) -> tuple[Descriptors, np.ndarray]:
+        """The descriptors, and which row of the photos each belongs to."""
         folder = None
         if self.cache is not None:
             made_by = {"weight_hash": self.weight_hash, "processor": processor, "dtype": self.options["dtype"]}
             folder = cache_folder(self.cache, photos.paths, **made_by)
-        descriptors = embed_images(photos.paths, model=self.model, processor=processor, folder=folder, **self.options)
+        images = _images(photos)
+        descriptors = embed_images(images, model=self.model, processor=processor, folder=folder, **self.options)
         if not descriptors.paths:
             path, reason = descriptors.skipped[0]
             raise ValueError(
                 f"None of the {len(photos.paths)} {kind} photos in {photos.root} can be read ({path}: {reason}). "
                 "Give a folder with at least one photo that opens."
             )
+        if isinstance(photos, DatasetPhotos):
+            return descriptors, np.array(descriptors.paths, np.int64)  # images that are no files go by their row
         row_of = {path_to_text(path): row for row, path in enumerate(photos.paths)}
         return descriptors, np.array([row_of[path] for path in descriptors.paths], np.int64)
+
+
+def _images(photos: PhotoFolder | DatasetPhotos) -> "list[Path] | Dataset":
+    return photos.images if isinstance(photos, DatasetPhotos) else photos.paths
 
 
 def _searching_index(index: PlaceIndex) -> Search:
@@ -194,14 +211,26 @@ def _common_rows(found: list[tuple[Descriptors, np.ndarray]], metric: Metric) ->
     return common, vectors
 
 
-def _skipped_in_any(descriptors: list[Descriptors]) -> list[tuple[str, str]]:
+def _skipped_in_any(descriptors: list[Descriptors], photos: PhotoFolder | DatasetPhotos) -> list[tuple[str, str]]:
     """Each photo that has no descriptor in some view, once."""
-    return list({path: (path, reason) for each in reversed(descriptors) for path, reason in each.skipped}.values())
+    reasons = {path: reason for each in reversed(descriptors) for path, reason in each.skipped}
+    if isinstance(photos, DatasetPhotos):
+        return [(photos.names[int(row)], reason) for row, reason in reasons.items()]
+    return list(reasons.items())
 
 
-def _test_photos(protocol: Protocol) -> list[str | Path]:
-    database = protocol.database
-    return [*(database.places["path"] if isinstance(database, PlaceIndex) else database.paths), *protocol.queries.paths]
+def _check_pca(model: torch.nn.Module, protocol: Protocol) -> None:
+    """Refuse a model whose PCA was fitted on photos of the protocol, as far as these are files."""
+    database, queries = protocol.database, protocol.queries
+    check_pca_source(model, [*(database.places["path"] if isinstance(database, PlaceIndex) else database.paths)])
+    check_pca_source(model, queries.paths)
+    inside = any(isinstance(photos, DatasetPhotos) for photos in (database, queries))
+    if inside and getattr(getattr(model, "config", None), "pca_source", None) is not None:
+        logger.warning(
+            "The photos of %s lie inside of a dataset, so that they weren't compared with those that the model's PCA "
+            "was fitted on: make sure yourself that none is among them.",
+            protocol.name,
+        )
 
 
 def _checked_vectors(descriptors: Descriptors, metric: Metric) -> np.ndarray:
@@ -216,13 +245,20 @@ def _checked_vectors(descriptors: Descriptors, metric: Metric) -> np.ndarray:
     return descriptors.vectors
 
 
-def _checked_cache(cache: str | Path | None, mixes: bool) -> Path | None:
-    if cache is not None and mixes:
+def _checked_cache(cache: str | Path | None, mixes: bool, protocol: Protocol) -> Path | None:
+    if cache is None:
+        return None
+    if mixes:
         raise ValueError(
             f"cache is {cache}, but the model mixes the images of a batch, so that a descriptor belongs to its batch "
             "and can't be kept for another. Leave cache out, or load the model with cross_image_encoder=False."
         )
-    return None if cache is None else Path(cache)
+    if isinstance(protocol.queries, DatasetPhotos) or isinstance(protocol.database, DatasetPhotos):
+        raise ValueError(
+            f"cache is {cache}, but the photos of {protocol.name} lie inside of a dataset, and descriptors are kept by "
+            "file. Leave cache out, or evaluate the benchmark's own folder."
+        )
+    return Path(cache)
 
 
 def _device_of(model: torch.nn.Module) -> torch.device:
