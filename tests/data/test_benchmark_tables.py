@@ -125,3 +125,14 @@ def test_a_training_set_is_one_split(tmp_path):
     assert list(benchmark) == ["train"]
     assert sorted(benchmark["train"]["place"][:]) == [0] * 4 + [1] * 4
     assert "positives" not in benchmark["train"].features
+
+
+def test_names_that_are_no_utf8_keep_their_photos(pitts, tmp_path):
+    folder = os.fsencode(pitts / "images/test/database")
+    name = trees.utm_name(64.0, zone=17).replace("pano", "p").encode().replace(b"@p@", b"@p\xff@")
+    with open(os.path.join(folder, name), "wb") as file:  # noqa: PTH118, PTH123 - a path of bytes
+        file.write(trees.write_photo(tmp_path / "photo.jpg").read_bytes())
+    for options in ({}, {"streaming": True}):
+        benchmark = load_benchmark("pitts30k-test", pitts, cache_dir=tmp_path / "cache", **options)
+        rows = [row for row in benchmark["database"] if "\\xff" in row["path"]]
+        assert [row["image"].size for row in rows] == [(12, 8)]

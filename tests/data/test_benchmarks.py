@@ -334,6 +334,38 @@ def test_tables_that_do_not_fit_are_named(tmp_path):
     table.write_text("\n".join(lines[:-1]))
     with pytest.raises(ValueError, match=r"train_val/sf/query have .*'raw': 3.* rows, but need one a photo each"):
         open_benchmark("msls-val-740", tmp_path)
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match=r"query/raw.csv lacks the columns \['lat', 'lon', 'ca'"):
+        open_benchmark("msls-val-740", tmp_path)
+    table.write_text("")
+    with pytest.raises(ValueError, match=r"query/raw.csv is no table"):
+        open_benchmark("msls-val-740", tmp_path)
     table.unlink()
     with pytest.raises(ValueError, match=r"raw.csv is missing, but it says which photos belong to msls_val"):
         open_benchmark("msls-val-740", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"junk" * 100, b"PK junk"])
+def test_damaged_files_of_positions_are_named(tmp_path, content):
+    trees.dbstruct("pitts30k_test.mat", "queries_real")(tmp_path / "mat")
+    (tmp_path / "mat/datasets/pitts30k_test.mat").write_bytes(content)
+    with pytest.raises(ValueError, match=r"pitts30k_test.mat can't be read .* but should hold dbStruct"):
+        open_benchmark("pitts30k-test", tmp_path / "mat")
+    trees.image_lists("pitts30k", "pitts30k_test.npz")(tmp_path / "lists")
+    (tmp_path / "lists/pitts30k_test.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"pitts30k_test.npz can't be read .* but should hold utmDb and utmQ"):
+        open_benchmark("pitts30k-test", tmp_path / "lists")
+
+
+def test_empty_folders_and_doubled_numbers_are_named(tmp_path):
+    for side in ("database", "queries"):
+        (tmp_path / "images/test" / side).mkdir(parents=True)
+    with pytest.raises(ValueError, match="test/database holds no database photos of eynsham"):
+        open_benchmark("eynsham", tmp_path)
+    trees.pairs(tmp_path)
+    trees.write_photo(tmp_path / "ref/0000001.png")
+    with pytest.raises(ValueError, match="ref has the number 1 more than once"):
+        open_benchmark("sped", tmp_path)
+    (tmp_path / "ref/0000001.png").rename(tmp_path / "ref/abc.png")
+    with pytest.raises(ValueError, match=r"holds 'abc.png', but photos of this layout are named by a number"):
+        open_benchmark("sped", tmp_path)

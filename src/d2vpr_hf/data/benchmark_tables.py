@@ -140,7 +140,7 @@ def rows_of(benchmark: Benchmark, side: str, rows: range) -> dict[str, list[Any]
     split = benchmark.splits[side]
     photos, chosen = split.photos, slice(rows.start, rows.stop)
     columns: dict[str, list[Any]] = {
-        "image": [{"bytes": None, "path": str(path.absolute())} for path in photos.paths[chosen]],
+        "image": [_image(path) for path in photos.paths[chosen]],
         "path": photos.names[chosen],
         "zone": photos.positions.zone[chosen].tolist(),
     }
@@ -154,6 +154,13 @@ def rows_of(benchmark: Benchmark, side: str, rows: range) -> dict[str, list[Any]
         known = side == "queries" and benchmark.positives is not None
         columns["positives"] = [each.tolist() for each in benchmark.positives[chosen]] if known else [None] * len(rows)
     return columns
+
+
+def _image(path: Path) -> dict[str, Any]:
+    """A photo as the Image feature stores it: by its path, or inside where the path is no UTF-8 and can't be stored."""
+    if path_to_text(path) != str(path):
+        return {"bytes": path.read_bytes(), "path": None}
+    return {"bytes": None, "path": str(path.absolute())}
 
 
 def _kind(column: list[Any]) -> str:

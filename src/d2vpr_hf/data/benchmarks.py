@@ -125,6 +125,9 @@ def find_positives(record: BenchmarkRecord, reading: Reading) -> tuple[list[np.n
     Raises: ValueError if what the rule needs isn't in the set.
     """
     rule, database, queries = record.rule, reading.database, reading.queries
+    for side, split in (("database photos", database), ("queries", queries)):
+        if not len(split):
+            raise ValueError(f"{path_to_text(split.photos.root)} holds no {side} of {record.id}. Unpack the set there.")
     if isinstance(rule, (Hidden, SamePlace)):
         return None, str(rule)
     if reading.listed is not None:

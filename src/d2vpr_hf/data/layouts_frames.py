@@ -53,10 +53,17 @@ class FrameFolders:
                 f"by a number, such as 0000012.jpg. Remove it, or give a folder in the layout:\n{self.tree()}"
             )
         frame = np.array([int(number[1]) for number in numbers], np.int64)
-        if self.numbered_from_zero and len(gaps := np.setdiff1d(np.arange(frame.max(initial=-1) + 1), frame)):
+        known, times = np.unique(frame, return_counts=True)
+        if (times > 1).any():
             raise ValueError(
-                f"{path_to_text(folder)} has numbers up to {frame.max()}, but {len(gaps)} are missing, first "
-                f"{gaps[0]}. Positives are rows counted from 0, so every photo must be there: download the set again."
+                f"{path_to_text(folder)} has the number {known[times > 1][0]} more than once, but a number is one photo. "
+                "Remove what isn't of the set."
+            )
+        if self.numbered_from_zero and len(known) and (missing := known[-1] + 1 - len(known)):
+            first = np.flatnonzero(np.append(known, -1) != np.arange(len(known) + 1))[0]
+            raise ValueError(
+                f"{path_to_text(folder)} has numbers up to {known[-1]}, but {missing} are missing, first {first}. "
+                "Positives are rows counted from 0, so every photo must be there: download the set again."
             )
         # Names of different lengths sort otherwise than their numbers.
         order = np.argsort(frame, kind="stable")

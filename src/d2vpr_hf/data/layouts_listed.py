@@ -45,8 +45,8 @@ class DbStruct:
             fields = loadmat(file)["dbStruct"].item()
             names = [[str(np.ravel(cell[0])[0]) for cell in fields[place]] for place in (1, 3)]
             metres = [np.asarray(fields[place], np.float64).T.reshape(-1, 2) for place in (2, 4)]
-        # loadmat and the fields of a foreign structure fail in any of these ways.
-        except (KeyError, IndexError, ValueError, TypeError, NotImplementedError) as error:
+        # loadmat raises whatever it stumbles over: the file is at fault.
+        except Exception as error:
             raise ValueError(
                 f"{file} can't be read ({error!r:.80}), but should hold dbStruct with names and UTM positions of "
                 "database and queries. Download it again."
@@ -95,7 +95,8 @@ class ImageLists:
         try:
             with np.load(file, allow_pickle=False) as arrays:
                 metres = [np.asarray(arrays[name], np.float64).reshape(-1, 2) for name in ("utmDb", "utmQ")]
-        except (KeyError, ValueError, OSError) as error:
+        # As above: a damaged archive raises zlib's, zipfile's or NumPy's own.
+        except Exception as error:
             raise ValueError(
                 f"{file} can't be read ({error!r:.80}), but should hold utmDb and utmQ. Download it again."
             ) from error

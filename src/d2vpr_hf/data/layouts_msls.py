@@ -17,6 +17,12 @@ _LISTS = (
     ("{name}_dbImages.npy", "{name}_qImages.npy", "{name}_qIdx.npy", "{name}_pIdx.npy"),
     ("{name}_ref_image_names.npy", "{name}_query_image_names.npy", None, "{name}_ground_truth_25m.npy"),
 )
+_COLUMNS = {
+    "seq_info": ("key", "sequence_key", "frame_number"),
+    "subtask_index": ("all",),
+    "raw": ("lat", "lon", "ca", "captured_at", "pano"),
+    "postprocessed": ("easting", "northing"),
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,12 @@ class MslsTree:
                     f"{path_to_text(file)} is missing, but it says which photos belong to {self.name}. Unpack the "
                     "download's metadata too, or put the NumPy lists of the set beside the cities."
                 )
-            tables[table] = pd.read_csv(file, index_col=0)
+            try:
+                tables[table] = pd.read_csv(file, index_col=0)
+            except ValueError as error:
+                raise ValueError(f"{path_to_text(file)} is no table ({error}). Unpack it again.") from error
+            if lacking := [column for column in _COLUMNS[table] if column not in tables[table].columns]:
+                raise ValueError(f"{path_to_text(file)} lacks the columns {lacking}. Unpack it again.")
         if len({len(table) for table in tables.values()}) != 1:
             lengths = {name: len(table) for name, table in tables.items()}
             raise ValueError(f"The tables in {path_to_text(folder)} have {lengths} rows, but need one a photo each.")
