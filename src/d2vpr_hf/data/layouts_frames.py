@@ -56,8 +56,8 @@ class FrameFolders:
         known, times = np.unique(frame, return_counts=True)
         if (times > 1).any():
             raise ValueError(
-                f"{path_to_text(folder)} has the number {known[times > 1][0]} more than once, but a number is one photo. "
-                "Remove what isn't of the set."
+                f"{path_to_text(folder)} has the number {known[times > 1][0]} more than once, but a number is one "
+                "photo. Remove what isn't of the set."
             )
         if self.numbered_from_zero and len(known) and (missing := known[-1] + 1 - len(known)):
             first = np.flatnonzero(np.append(known, -1) != np.arange(len(known) + 1))[0]
