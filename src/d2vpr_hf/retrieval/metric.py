@@ -5,6 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+from .mapped_pages import release_pages
+
 Metric = Literal["inner_product", "l2"]
 
 _LENGTH_TOLERANCE = 1e-3
@@ -35,11 +37,12 @@ def rows_without_meaning(vectors: np.ndarray, metric: Metric) -> np.ndarray:
         vectors: (rows, dim); read in blocks, so that a memory map stays on the disk.
     """
     meaningful: Callable[[np.ndarray], np.ndarray] = _is_unit if metric == "inner_product" else _is_positive
-    wrong = [
-        start + np.flatnonzero(~meaningful(_lengths(vectors[start : start + _BLOCK_ROWS])))
-        for start in range(0, len(vectors), _BLOCK_ROWS)
-    ]
-    return np.concatenate([*wrong, np.empty(0, np.int64)])
+    wrong = [np.empty(0, np.int64)]
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        block = vectors[start : start + _BLOCK_ROWS]
+        wrong += [start + np.flatnonzero(~meaningful(_lengths(block)))]
+        release_pages(vectors)
+    return np.concatenate(wrong)
 
 
 def scores(queries: np.ndarray, database: np.ndarray, metric: Metric) -> np.ndarray:

@@ -3,6 +3,7 @@
 import faiss
 import numpy as np
 
+from .mapped_pages import release_pages
 from .metric import Metric, distance_scores
 
 # Database rows and queries that are in memory at a time; both together stay below 1 GB whatever the dim.
@@ -34,6 +35,7 @@ def nearest_rows(
     for start in range(0, len(queries), block_rows):
         asked = slice(start, start + block_rows)
         scores[asked], rows[asked] = _nearest_of_block(queries[asked], database, k, metric, block_rows)
+        release_pages(queries)
     return scores, rows
 
 
@@ -48,6 +50,7 @@ def _nearest_of_block(
         values, found = faiss.knn(queries, block, min(k, len(block)), metric=_FAISS_METRICS[metric])
         alike = distance_scores(values) if metric == "l2" else values
         best_scores, best_rows = _merged(best_scores, best_rows, alike, found + start)
+        release_pages(database)
     return np.where(best_rows < 0, np.nan, best_scores), best_rows
 
 
