@@ -1,4 +1,6 @@
+import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -50,6 +52,14 @@ def test_one_table_for_people_and_one_file_for_programs(tmp_path):
     assert saved["differences"]["bett|er"]["recall@1"]["difference"] == 0.25
     assert saved["results"]["first"]["recall"] == {"recall@1": 0.5, "recall@3": 0.75, "recall@5": 0.75}
     assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["comparison.json"]
+
+
+def test_a_command_line_whose_bytes_are_no_utf_8_is_kept(tmp_path):
+    given = ["d2vpr", "evaluate", os.fsdecode(b"photos-\xff")]
+    odd = dataclasses.replace(made_evaluation(), command=given)
+    assert json.loads(odd.save(tmp_path).read_text())["command"] == given
+    saved = json.loads(Comparison({"first": odd, "second": made_evaluation()}).save(tmp_path).read_text())
+    assert saved["results"]["first"]["command"] == given
 
 
 def test_pages_hold_all_they_show():

@@ -101,7 +101,9 @@ class Comparison:
         """Path of `comparison.json`, written into `folder` whole or not at all."""
         path = Path(folder) / COMPARISON_FILE
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False).encode())
+        content = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        # Arguments and names whose bytes are no UTF-8 become escapes, which JSON reads back as they were.
+        replace_file(path, content.encode("utf-8", "backslashreplace"))
         return path
 
 

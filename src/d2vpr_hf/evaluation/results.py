@@ -127,7 +127,9 @@ class Evaluation:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / RESULTS_FILE
-        replace_file(path, json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False).encode())
+        content = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+        # Arguments and names whose bytes are no UTF-8 become escapes, which JSON reads back as they were.
+        replace_file(path, content.encode("utf-8", "backslashreplace"))
         return path
 
     def markdown(self) -> str:
