@@ -15,14 +15,20 @@ from .models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
 from .models.d2vpr.modeling_d2vpr import D2VprModel
 
 if TYPE_CHECKING:
+    from .data.benchmark_tables import load_benchmark
+    from .data.export import export_benchmark, push_benchmark
+    from .data.folders import read_photo_folder
     from .data.made_town import make_town
+    from .data.verify import verify_folder
     from .evaluation.comparison import compare_models
     from .evaluation.peers import open_peer
     from .evaluation.protocol import benchmark_protocol, dataset_protocol, evaluate_protocol, folder_protocol
     from .models.convert_original import convert_checkpoint, convert_original_state_dict
     from .retrieval.embed import Descriptors, embed_images
     from .retrieval.index import PlaceIndex
+    from .retrieval.index_photos import index_photos
     from .retrieval.locate import locate
+    from .retrieval.reduce import attach_pca, fit_pca, reduce_checkpoint
 
 __version__ = "0.1.0"
 
@@ -36,6 +42,7 @@ AutoImageProcessor.register(CricaVprConfig, image_processor_classes={"pil": D2Vp
 LAZY = {
     "Descriptors": "retrieval.embed",
     "PlaceIndex": "retrieval.index",
+    "attach_pca": "retrieval.reduce",
     "benchmark_protocol": "evaluation.protocol",
     "compare_models": "evaluation.comparison",
     "convert_checkpoint": "models.convert_original",
@@ -43,10 +50,18 @@ LAZY = {
     "dataset_protocol": "evaluation.protocol",
     "embed_images": "retrieval.embed",
     "evaluate_protocol": "evaluation.protocol",
+    "export_benchmark": "data.export",
+    "fit_pca": "retrieval.reduce",
     "folder_protocol": "evaluation.protocol",
+    "index_photos": "retrieval.index_photos",
+    "load_benchmark": "data.benchmark_tables",
     "locate": "retrieval.locate",
     "make_town": "data.made_town",
     "open_peer": "evaluation.peers",
+    "push_benchmark": "data.export",
+    "read_photo_folder": "data.folders",
+    "reduce_checkpoint": "retrieval.reduce",
+    "verify_folder": "data.verify",
 }
 
 __all__ = [
@@ -57,6 +72,7 @@ __all__ = [
     "D2VprModel",
     "Descriptors",
     "PlaceIndex",
+    "attach_pca",
     "benchmark_protocol",
     "compare_models",
     "convert_checkpoint",
@@ -64,10 +80,18 @@ __all__ = [
     "dataset_protocol",
     "embed_images",
     "evaluate_protocol",
+    "export_benchmark",
+    "fit_pca",
     "folder_protocol",
+    "index_photos",
+    "load_benchmark",
     "locate",
     "make_town",
     "open_peer",
+    "push_benchmark",
+    "read_photo_folder",
+    "reduce_checkpoint",
+    "verify_folder",
 ]
 
 

@@ -3,28 +3,39 @@
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .checkpoints import add_model_options, embedding_settings, load_checkpoint
+from .checkpoints import Checkpoint, add_model_options, embedding_settings, load_checkpoint
 from .parsing import CommandParser, UsageError, add_command, positive_number, whole_number
 from .photos import report_skipped
+from .verify import check_protocol
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..data.benchmark_records import Count
+    from ..evaluation.labels import Protocol
     from ..evaluation.pictures import Match
-    from ..evaluation.protocol import Evaluation
     from ..evaluation.reports import Entry, Table
+    from ..evaluation.results import Evaluation
 
 # Queries on the page: more make a file that browsers open slowly.
 PAGE_QUERIES = 100
 PAGE_MATCHES = 5
+# The set whose labels are hidden: what counts is the file of its predictions.
+CHALLENGE = "msls-test"
+# As in evaluation/query_methods.py, which help must not load.
+QUERY_METHODS = ("hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting")
 
 DESCRIPTION = """\
-Measures how often the right place is among the first k answers (recall@k).
+Measures how often the right place is among the first k answers (recall@k), on a named benchmark or on folders of
+your own.
+  d2vpr evaluate msls-val-740 data/msls --model d2vpr --save results
   d2vpr evaluate --database my_photos --queries other_photos --radius-m 25 --save results
+  d2vpr evaluate nordland-vg-10frames data/nordland --against d2vpr-512 hf:facebook/dinov2-small
 
-A query whose place no database photo shows counts as a miss, and the table says how many there are."""
+A query whose place no database photo shows counts as a miss where the protocol says so, and the table says how many
+there are. --against compares models on the same queries: one table, with intervals of the differences."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
@@ -33,14 +44,21 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         "evaluate",
         run,
         summary="measure how often the right place is found (recall@k)",
-        usage="--database DIR --queries DIR (--radius-m R | --positives FILE | --no-labels) [options]",
+        usage=(
+            "PROTOCOL ROOT [options]\n"
+            "       d2vpr evaluate --database DIR --queries DIR (--radius-m R|--positives FILE|--no-labels) [options]"
+        ),
         description=DESCRIPTION,
     )
-    group = parser.add_argument_group("which photos")
-    group.add_argument("--database", metavar="DIR", required=True, help="photos of known places, or an index of them")
-    group.add_argument("--queries", metavar="DIR", required=True, help="photos to find")
-    group = parser.add_argument_group("what is right (one of the three)")
-    choice = group.add_mutually_exclusive_group(required=True)
+    group = parser.add_argument_group("a named benchmark")
+    group.add_argument("protocol", metavar="PROTOCOL", nargs="?", help="its id, such as msls-val-740")
+    group.add_argument("root", metavar="ROOT", nargs="?", help="its folder; `d2vpr verify` checks it")
+    group.add_argument("--list", action="store_true", help="show all protocols with their counts, and stop")
+    group = parser.add_argument_group("or folders of your own")
+    group.add_argument("--database", metavar="DIR", help="photos of known places, or an index of them")
+    group.add_argument("--queries", metavar="DIR", help="photos to find")
+    group = parser.add_argument_group("what is right in them (one of the three)")
+    choice = group.add_mutually_exclusive_group()
     choice.add_argument(
         "--radius-m", metavar="R", type=positive_number, help="taken within R metres, inclusive; 25 in the benchmarks"
     )
@@ -53,9 +71,29 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         "--k", metavar="K", nargs="+", type=whole_number(1), default=[1, 5, 10], help="cut-offs (default: 1 5 10)"
     )
     group.add_argument(
+        "--query-method",
+        metavar="METHOD",
+        default="hard_resize",
+        choices=QUERY_METHODS,
+        help=f"how a query photo comes to the model's size: {', '.join(QUERY_METHODS)} (default: hard_resize)",
+    )
+    group.add_argument(
+        "--against",
+        metavar="M",
+        nargs="+",
+        default=[],
+        help="other models to compare with: checkpoints, hf:NAME for any image model of transformers, or a peer of "
+        "torch.hub, such as boq or megaloc",
+    )
+    group.add_argument(
+        "--trust-remote-code", action="store_true", help="let the code that a model of --against brings run here"
+    )
+    group.add_argument("--cache", metavar="DIR", help="keep descriptors here, for the next run (default: keep none)")
+    group.add_argument(
         "--save",
         metavar="DIR",
-        help="folder for results.json and gallery.html, wrong answers first (default: print only)",
+        help="folder for results.json, gallery.html (wrong answers first) and figures.html (curves, map of errors) "
+        "(default: print only)",
     )
     group.add_argument("--json", action="store_true", help="print all results as JSON (default: a table)")
     add_model_options(parser)
@@ -63,25 +101,23 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.no_labels and not (options.save or options.json):
-        raise UsageError("--no-labels ranks without scores, so there is nothing to print. Add --save DIR or --json.")
-    from ..evaluation.protocol import evaluate_protocol, folder_protocol
-
-    protocol = folder_protocol(
-        options.database,
-        options.queries,
-        positives=options.positives,
-        radius_m=options.radius_m,
-        labels=not options.no_labels,
-    )
+    if options.list:
+        return _list_protocols(options)
+    protocol = _protocol(options)
+    if protocol.positives is None and not (options.save or options.json):
+        raise UsageError("without labels there is no score, and so nothing to print. Add --save DIR or --json.")
     checkpoint = load_checkpoint(options.model)
-    evaluation = evaluate_protocol(
-        protocol,
-        model=checkpoint.model,
-        processor=checkpoint.processor,
-        ks=options.k,
+    settings = {
+        "ks": options.k,
+        "query_method": options.query_method,
+        "cache": options.cache,
         **embedding_settings(options),
-    )
+    }
+    if options.against:
+        return _compare(options, protocol, checkpoint, settings)
+    from ..evaluation.protocol import evaluate_protocol
+
+    evaluation = evaluate_protocol(protocol, model=checkpoint.model, processor=checkpoint.processor, **settings)
     for photos in evaluation.skipped.values():
         report_skipped(photos)
     saved = _save(evaluation, Path(options.save)) if options.save else []
@@ -91,9 +127,95 @@ def run(options: argparse.Namespace) -> int:
     print(_table(evaluation).text())
     for line in _remarks(evaluation):
         print(line)
-    for path in saved:
-        print(f"written: {path}")
+    _say_written(saved)
     return 0
+
+
+def _list_protocols(options: argparse.Namespace) -> int:
+    """Prints every protocol with its counts and where they come from."""
+    from ..data.benchmark_records import PROTOCOLS
+    from ..evaluation.reports import Table
+
+    def words(count: "Count | None") -> str:
+        return "" if count is None else f"{count}" if count.verified else f"{count} (not verified)"
+
+    rows = [[record.id, record.title, words(record.database), words(record.queries)] for record in PROTOCOLS]
+    if options.json:
+        print(
+            json.dumps([dict(zip(("id", "title", "database", "queries"), row, strict=True)) for row in rows], indent=2)
+        )
+    else:
+        print(Table(["protocol", "set", "database", "queries"], rows).text())
+    return 0
+
+
+def _protocol(options: argparse.Namespace) -> "Protocol":
+    """What the options name: a benchmark in its folder, or two folders of one's own."""
+    from ..evaluation.labels import benchmark_protocol, folder_protocol
+
+    free = options.database is not None or options.queries is not None
+    labels = [options.radius_m is not None, options.positives is not None, options.no_labels]
+    if options.protocol is not None:
+        if free or any(labels):
+            raise UsageError(
+                f"{options.protocol} is a named benchmark, which says itself what is right. Leave --database, "
+                "--queries and what goes with them out, or leave the name out."
+            )
+        check_protocol(options.protocol)
+        if options.root is None:
+            raise UsageError(f"the folder of {options.protocol} is missing: d2vpr evaluate {options.protocol} ROOT.")
+        return benchmark_protocol(options.protocol, options.root)
+    if options.database is None or options.queries is None:
+        raise UsageError("name a benchmark and its folder, or give --database DIR and --queries DIR.")
+    if not any(labels):
+        raise UsageError("say what is right: --radius-m 25, --positives positives.json, or --no-labels.")
+    return folder_protocol(
+        options.database,
+        options.queries,
+        positives=options.positives,
+        radius_m=options.radius_m,
+        labels=not options.no_labels,
+    )
+
+
+def _compare(
+    options: argparse.Namespace, protocol: "Protocol", checkpoint: Checkpoint, settings: dict[str, Any]
+) -> int:
+    """The model first, and those of --against beside it."""
+    from ..evaluation.comparison import compare_models
+    from ..evaluation.figures_page import comparison_page
+    from ..evaluation.peers import HUB_PEERS, PeerModel, open_peer
+    from ..evaluation.reports import write_atomically
+
+    models = {checkpoint.name: (checkpoint.model, checkpoint.processor)}
+    for name in options.against:
+        if name.startswith("hf:") or name in HUB_PEERS:
+            peer = open_peer(name, trust_remote_code=options.trust_remote_code)
+            models[name] = (PeerModel(peer), peer.processor)
+        else:
+            other = load_checkpoint(name)
+            models[name] = (other.model, other.processor)
+    comparison = compare_models(protocol, models, **settings)
+    for evaluation in comparison.evaluations.values():
+        for photos in evaluation.skipped.values():
+            report_skipped(photos)
+    saved = []
+    if options.save:
+        page = write_atomically(Path(options.save) / "comparison.html", comparison_page(comparison))
+        saved = [comparison.save(options.save), page]
+    if options.json:
+        print(json.dumps(comparison.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
+        return 0
+    print(comparison.table().text())
+    for line in comparison.remarks():
+        print(line)
+    _say_written(saved)
+    return 0
+
+
+def _say_written(paths: "list[Path]") -> None:
+    for path in paths:
+        print(f"written: {path}")
 
 
 def _table(evaluation: "Evaluation") -> "Table":
@@ -127,11 +249,13 @@ def _remarks(evaluation: "Evaluation") -> list[str]:
         f"skipped: {len(evaluation.skipped['database'])} database photos (never an answer), "
         f"{len(evaluation.skipped['queries'])} queries (counted as misses)"
     )
-    return lines
+    return [*lines, *evaluation.protocol.notes]
 
 
 def _save(evaluation: "Evaluation", folder: Path) -> list[Path]:
-    """Writes results.json and the page; returns their paths."""
+    """Writes results.json and the pages, of a challenge its predictions; returns their paths."""
+    from ..data.benchmarks import write_predictions
+    from ..evaluation.figures_page import evaluation_page
     from ..evaluation.reports import gallery_page, write_atomically
 
     entries = _entries(evaluation)
@@ -140,7 +264,14 @@ def _save(evaluation: "Evaluation", folder: Path) -> list[Path]:
     if len(entries) < total:
         notes.append(f"Shown are {len(entries)} of {total} queries, wrong answers first. results.json has them all.")
     page = gallery_page("Where were these photos taken?", entries, notes=notes, tables=[_table(evaluation)])
-    return [evaluation.save(folder), write_atomically(folder / "gallery.html", page)]
+    saved = [evaluation.save(folder), write_atomically(folder / "gallery.html", page)]
+    protocol = evaluation.protocol
+    if evaluation.recall is not None:
+        saved.append(write_atomically(folder / "figures.html", evaluation_page(evaluation)))
+    elif protocol.name == CHALLENGE:
+        names = {"query_names": protocol.queries.names, "database_names": evaluation.database_names}
+        saved.append(write_predictions(folder / "predictions.txt", evaluation.ranking, **names))
+    return saved
 
 
 def _entries(evaluation: "Evaluation") -> "list[Entry]":
