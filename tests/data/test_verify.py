@@ -7,9 +7,12 @@ from pathlib import Path
 import benchmark_trees as trees
 import numpy as np
 import pytest
+from pyproj import Proj
 
 from d2vpr_hf.data.made_town import make_town
 from d2vpr_hf.data.verify import Verification, verify_folder
+
+METADATA = Path(__file__).parents[3] / "shared" / "data" / "metadata"
 
 
 def link_frames(folder: Path, count: int, suffix: str = ".jpg") -> None:
@@ -277,3 +280,28 @@ def test_a_training_set_is_verified_too(tmp_path):
     next((tmp_path / "gsv/Images").rglob("*.jpg")).unlink()
     result = verify_folder(tmp_path / "gsv", "gsv-cities")
     assert [error[:51] for error in texts(result)[0]] == ["photos: 1 listed database photos aren't there: Imag"]
+
+
+@pytest.mark.skipif(not METADATA.is_dir(), reason="the published lists aren't there")
+def test_pitts30k_test_in_full_is_recognised(tmp_path):
+    """As many photos as the set has, at its published positions, in UTM names; all are one small file."""
+    with np.load(METADATA / "patch_netvlad/pitts30k_test.npz") as arrays:
+        metres = {"database": arrays["utmDb"], "queries": arrays["utmQ"]}
+    for side, rows in metres.items():
+        folder = tmp_path / "images/test" / side
+        longitudes, latitudes = Proj(proj="utm", zone=17, ellps="WGS84")(*rows.T, inverse=True)
+        first = trees.write_photo(folder / "first.jpg")
+        for number, ((east, north), latitude, longitude) in enumerate(zip(rows, latitudes, longitudes, strict=True)):
+            place = f"@{east:010.2f}@{north:010.2f}@17@T@{latitude:09.5f}@{longitude:010.5f}"
+            os.link(first, folder / f"{place}@{number:06d}@00@@@@@@@.jpg")
+        first.unlink()
+    result = verify_folder(tmp_path, sample=5)
+    assert texts(result) == ([], [])
+    assert (result.exact, result.protocol) == (True, "pitts30k-test")
+    assert (result.positives[0], round(result.positives[1]), result.positives[2]) == (24, 142, 360)
+    next((tmp_path / "images/test/database").iterdir()).unlink()
+    result = verify_folder(tmp_path, sample=0)
+    assert (result.exact, result.protocol) == (False, "pitts30k-test")
+    assert [error[:60] for error in texts(result)[0]] == [
+        "counts: 9,999 database photos, but pitts30k-test has 10,000 "
+    ]
