@@ -69,6 +69,13 @@ def test_msls_takes_the_published_lists_where_they_lie_beside_the_cities(tmp_pat
     assert benchmark.queries.photos.paths[1] == tmp_path / "train_val/sf/query/images/sq1.jpg"
     assert benchmark.queries.photos.positions.known.all()
     assert benchmark.queries.details["frame_number"] == [0, 1]
+    # The lists may name panoramas and frames of no task: the tables know them too.
+    assert len(benchmark.database) == 10
+    assert benchmark.database.photos.positions.known.all()
+    (tmp_path / "train_val/sf/database/seq_info.csv").unlink()
+    without = open_benchmark("msls-val-740", tmp_path)
+    assert as_lists(without.positives) == [[0, 1], [9]]
+    assert not without.database.photos.positions.known.any()
 
 
 def test_msls_test_has_no_positives_and_writes_the_challenge_file(tmp_path):

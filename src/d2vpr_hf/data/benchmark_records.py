@@ -337,6 +337,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
             _NORDLAND_NOTE,
             "What MixVPR, SALAD and BoQ ('Nordland*') report. The database is winter, the queries are summer (thread "
             "gmberton/VPR-datasets-downloader#17).",
+            "download_nordland_subset.py has the same counts with summer as the database: that is another benchmark.",
         ),
         images="With VPR-Bench.",
     ),

@@ -92,33 +92,27 @@ class MslsTree:
         # Lists begin at train_val/ or at the city; either way the last four parts say which photo it is.
         names = ["/".join(Path(name).parts[-4:]) for name in names]
         check_inside(names, f"The list of {self.name}")
-        known = {}
-        for city in self.cities:
-            if (folder / city / side / "raw.csv").is_file():
-                split = self._read_city(folder / city / side, whole=True)
-                known |= {f"{city}/{side}/{name}": (split, row) for row, name in enumerate(split.photos.names)}
-        places = [known.get(name) for name in names]
-        positions = Positions.unknown(len(names))
-        if None not in places:
-            positions = Positions.concatenate([split.photos.positions[[row]] for split, row in places])
-        details = {
-            column: [
-                None if place is None else place[0].details.get(column, [None] * (place[1] + 1))[place[1]]
-                for place in places
-            ]
-            for column in ("heading_deg", "time", "sequence", "frame_number")
-        }
+        cities = [folder / city / side for city in self.cities]
+        tables = [city / f"{table}.csv" for city in cities for table in self._tables(whole=True)]
+        if all(table.is_file() for table in tables):
+            whole = _joined(folder, [self._read_city(city, whole=True) for city in cities])
+            row_of = {name: row for row, name in enumerate(whole.photos.names)}
+            if all(name in row_of for name in names):
+                return whole[np.array([row_of[name] for name in names], np.int64)]
+        # The lists alone say nothing more of a photo.
         paths = [folder / name for name in names]
-        return Split(PhotoFolder(folder, paths, names, positions), details=known_details(details))
+        return Split(PhotoFolder(folder, paths, names, Positions.unknown(len(names))))
+
+    def _tables(self, whole: bool) -> list[str]:
+        tables = ["seq_info"] if whole else ["seq_info", "subtask_index"]
+        return tables + (["raw", "postprocessed"] if self.labelled else [])
 
     def _read_city(self, folder: Path, whole: bool = False) -> Split:
         """The photos of one side of a city: those of the task, or the whole table."""
         import pandas as pd  # loaded where it is used: importing this package leaves pandas alone
 
         tables = {}
-        needed = ["seq_info"] if whole else ["seq_info", "subtask_index"]
-        needed += ["raw", "postprocessed"] if self.labelled else []
-        for table in needed:
+        for table in self._tables(whole):
             file = folder / f"{table}.csv"
             if not file.is_file():
                 raise ValueError(
@@ -135,9 +129,6 @@ class MslsTree:
             lengths = {name: len(table) for name, table in tables.items()}
             raise ValueError(f"The tables in {path_to_text(folder)} have {lengths} rows, but need one a photo each.")
         sequences = tables["seq_info"]
-        keep = np.ones(len(sequences), bool)
-        if not whole:
-            keep &= tables["subtask_index"]["all"].to_numpy(bool)
         names = [f"images/{key}.jpg" for key in sequences["key"]]
         details: dict[str, list[Any]] = {
             "sequence": sequences["sequence_key"].astype(str).tolist(),
@@ -146,7 +137,6 @@ class MslsTree:
         positions = Positions.unknown(len(names))
         if self.labelled:
             raw, metres = tables["raw"], tables["postprocessed"]
-            keep &= ~raw["pano"].to_numpy(bool)
             positions = Positions.from_degrees(raw["lat"], raw["lon"])
             # Positives are measured in the metres of the download.
             positions = Positions(
@@ -160,6 +150,11 @@ class MslsTree:
             details["heading_deg"] = [float(angle) if np.isfinite(angle) else None for angle in raw["ca"]]
             details["time"] = raw["captured_at"].astype(str).tolist()
         split = Split(PhotoFolder(folder, [folder / name for name in names], names, positions), details=details)
+        if whole:
+            return split
+        keep = tables["subtask_index"]["all"].to_numpy(bool)
+        if self.labelled:
+            keep = keep & ~tables["raw"]["pano"].to_numpy(bool)
         return split[np.flatnonzero(keep)]
 
     def sources(self, folder: Path) -> list[Path]:
