@@ -49,7 +49,8 @@ def test_the_python_and_the_commands_run_where_the_demo_ran(after_the_demo, caps
     assert "latitude=1.8" in answer  # the made town lies in the Gulf of Guinea
 
     run = commands()
-    assert [words[:2] for words in run] == [[BIN + "d2vpr", name] for name in ("index", "locate", "evaluate")]
+    named = ["index", "locate", "evaluate", "evaluate", "verify", "evaluate"]
+    assert [words[:2] for words in run] == [[BIN + "d2vpr", name] for name in named]
     for words in run:
         assert main(words[1:]) == 0, words
     out = capsys.readouterr().out
@@ -57,7 +58,7 @@ def test_the_python_and_the_commands_run_where_the_demo_ran(after_the_demo, caps
     assert "photo.jpg: " in out
     assert "recall@1" in out
     made = {path.name for path in Path("results").iterdir()}
-    assert {"photo-matches.jpg", "photo-regions.jpg", "results.json", "gallery.html"} <= made
+    assert {"photo-matches.jpg", "photo-regions.jpg", "results.json", "gallery.html", "figures.html"} <= made
 
 
 def test_the_two_commands_make_an_environment_and_use_it():
