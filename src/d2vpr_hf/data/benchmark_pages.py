@@ -13,7 +13,7 @@ A benchmark's number means something only with its protocol: which photos, which
 happens to queries that nothing answers. Here each protocol has one name.
 
 ```python
-from d2vpr_hf.data.benchmark_tables import load_benchmark
+from d2vpr_hf import load_benchmark
 
 benchmark = load_benchmark("pitts30k-test", "data/pitts30k")  # splits: database, queries
 benchmark["queries"][0]["positives"]  # rows of benchmark["database"]
