@@ -9,6 +9,7 @@ from d2vpr_hf.models.checkpoint import save_checkpoint
 def test_a_folder_holds_all_that_loading_needs(tmp_path, tiny_model, tiny_processor):
     folder = save_checkpoint(tmp_path / "deep" / "d2vpr", tiny_model, tiny_processor)
     assert sorted(path.name for path in folder.iterdir()) == [
+        "aggregator_d2vpr.py",
         "config.json",
         "configuration_d2vpr.py",
         "image_processing_d2vpr.py",

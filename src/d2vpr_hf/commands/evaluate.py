@@ -68,7 +68,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     choice.add_argument("--no-labels", action="store_true", help="nobody knows: rank and show, without scores")
     group = parser.add_argument_group("what to measure and to keep")
     group.add_argument(
-        "--k", metavar="K", nargs="+", type=whole_number(1), default=[1, 5, 10], help="cut-offs (default: 1 5 10)"
+        "--k",
+        metavar="K",
+        nargs="+",
+        type=whole_number(1),
+        default=[1, 5, 10, 20, 100],
+        help="cut-offs (default: 1 5 10 20 100)",
     )
     group.add_argument(
         "--query-method",

@@ -58,7 +58,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         "--threshold",
         metavar="T",
         type=float,
-        help="score, -1 to 1, below which a photo is not in this map; -1 never says so (default: the index's own)",
+        help="score below which a photo is not in this map; -1, the lowest score of descriptors of length 1, never "
+        "says so (default: the index's own)",
     )
     group = parser.add_argument_group("what to show")
     group.add_argument(

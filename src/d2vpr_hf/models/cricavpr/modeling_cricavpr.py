@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from ..d2vpr.modeling_d2vpr import D2VprBackbone, D2VprPreTrainedModel, GeM, cross_image_encoder, patch_grid
+from ..d2vpr.aggregator_d2vpr import GeM
+from ..d2vpr.modeling_d2vpr import D2VprBackbone, D2VprPreTrainedModel, cross_image_encoder, patch_grid
 from ..d2vpr.regions_d2vpr import MEDIUM_CUTS, SMALL_CUTS, region_cuts
 from .configuration_cricavpr import CricaVprConfig
 
