@@ -113,7 +113,10 @@ def test_help_and_version(capsys):
         (["locate", "x.jpg"], "--index"),
         (["locate", "x.jpg", "--index", "p", "--k", "0"], "0 is no whole number from 1"),
         (["locate", "x.jpg", "--index", "p", "--near", "47", "8"], "--radius-m R go together"),
-        (["evaluate", "--database", "a", "--queries", "b"], "--radius-m --positives --no-labels"),
+        (
+            ["evaluate", "--database", "a", "--queries", "b"],
+            "--radius-m 25, --positives positives.json, or --no-labels",
+        ),
         (["evaluate", "--database", "a", "--queries", "b", "--radius-m", "-5"], "-5 is no number above 0"),
     ],
 )
