@@ -92,7 +92,7 @@ def convert_checkpoint(checkpoint: str | Path, folder: str | Path) -> PreTrained
         raise
     except Exception as error:
         raise ValueError(
-            f"{checkpoint} can't be read as a PyTorch checkpoint of tensors alone: {error}. "
+            f"{checkpoint} can't be read as a PyTorch checkpoint of tensors alone ({type(error).__name__}: {error}). "
             "Give the .pth file as it was published."
         ) from error
     if not isinstance(content, Mapping):
