@@ -212,3 +212,10 @@ def test_photos_that_stand_alone_are_held_out_all_the_same(count):
     held = hold_out(photo_folder([10 + 0.05 * number for number in range(count)]))
     assert len(held) == max(1, min(40, count // 5))
     assert len(set(held.tolist())) == len(held)
+
+
+def test_other_commands_know_the_demos_model():
+    from d2vpr_hf import demo
+    from d2vpr_hf.commands import checkpoints
+
+    assert checkpoints.DEMO_MARK == demo.MODEL_MARK

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "d2vpr"
 OUR_MODELS = ("d2vpr", "cricavpr")
+# As in demo.py, which would load all that a demo needs.
+DEMO_MARK = "made_by_demo.json"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def load_checkpoint(name: str) -> Checkpoint:
     """
     _check_name(name)
     note(f"loading the model {name} ...")
+    if (Path(name) / DEMO_MARK).is_file():
+        note("note: these are the demo's random weights, never trained; what they find says nothing about D²-VPR.")
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoImageProcessor, AutoModel

@@ -254,6 +254,9 @@ def _remarks(evaluation: "Evaluation") -> list[str]:
         f"skipped: {len(evaluation.skipped['database'])} database photos (never an answer), "
         f"{len(evaluation.skipped['queries'])} queries (counted as misses)"
     )
+    if whole := [k for k in evaluation.recall or () if k >= counts["database_ranked"]]:
+        names = ", ".join(f"recall@{k}" for k in whole)
+        lines.append(f"{names}: so many answers are the whole database")
     return [*lines, *evaluation.protocol.notes]
 
 
