@@ -126,10 +126,10 @@ def test_writing_replaces_the_file_whole_and_leaves_nothing_beside_it(tmp_path):
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = write_atomically(tmp_path / "page.html", "old")
 
-    def fail(self, data):
+    def fail(handle):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("pathlib.Path.write_bytes", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError, match="no space"):
         write_atomically(path, "new")
     assert path.read_text() == "old"

@@ -14,7 +14,7 @@ import torch
 from .. import __version__
 from ..data.folders import PhotoFolder
 from ..data.images import path_to_text
-from ..retrieval.embed import Descriptors, _default_device, embed_images, weight_hash
+from ..retrieval.embed import Descriptors, default_device, embed_images, weight_hash
 from ..retrieval.index import PlaceIndex
 from ..retrieval.metric import Metric, metric_of, rows_without_meaning
 from ..retrieval.nearest import nearest_rows
@@ -93,7 +93,7 @@ def evaluate_protocol(
     _check_pca(model, protocol)
     database, queries = protocol.database, protocol.queries
     # Named here, because the results say where the descriptors were computed.
-    device = _default_device(_device_of(model)) if device is None else torch.device(device)
+    device = default_device(_device_of(model)) if device is None else torch.device(device)
     options = {"batch_size": batch_size, "device": device, "dtype": dtype, "workers": workers, "progress": progress}
     mixes = mixes_images(model, processor, _images(queries), device)
     embed = _Embedding(model, options, _checked_cache(cache, mixes, protocol))

@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -12,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from ..data.images import UnreadableImage
+from ..retrieval.row_files import replace_file
 from .pictures import Match, Photo, shorten, thumbnail
 
 _THUMBNAIL_WIDTH, _THUMBNAIL_HEIGHT = 300, 225
@@ -124,12 +124,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     data = content.encode("utf-8", "replace") if isinstance(content, str) else content
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    replace_file(path, data)
     return path
 
 

@@ -294,7 +294,7 @@ def _in_order(run: _Run) -> list[tuple[str, str]]:
 def _evaluating(model: torch.nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
     """The model in evaluation mode on the device; its modes and device are put back afterwards."""
     before = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    where = torch.device(device) if device is not None else _default_device(before)
+    where = torch.device(device) if device is not None else default_device(before)
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -308,7 +308,7 @@ def _evaluating(model: torch.nn.Module, device: str | torch.device | None) -> It
             module.training = True
 
 
-def _default_device(current: torch.device) -> torch.device:
+def default_device(current: torch.device) -> torch.device:
     if current.type != "cpu":
         return current
     if torch.cuda.is_available():

@@ -10,6 +10,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from ..models.checkpoint import sync
 
 TEMPORARY_SUFFIX = ".tmp"
 _BLOCK_BYTES = 2**24
@@ -108,26 +111,17 @@ def write_row_file(path: Path, about: dict[str, Any], keys: RowKeys, dim: int, b
     for name, texts in (("names", names), ("paths", paths)):
         length = sum(map(len, texts))
         tensors[name] = ("U8", [length], length)
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    try:
-        with temporary.open("wb") as file:
-            file.write(_header(tensors, about, checksum=0))
-            checksum = 0
-            for column in integers:
-                checksum = _write(file, np.asarray(column, "<i8"), checksum)
-            for block in blocks:
-                checksum = _write(file, np.ascontiguousarray(block, "<f4"), checksum)
-            for texts in (names, paths):
-                checksum = _write(file, np.frombuffer(b"".join(texts), np.uint8), checksum)
-            file.seek(0)
-            file.write(_header(tensors, about, checksum))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with replacing(path) as file:
+        file.write(_header(tensors, about, checksum=0))
+        checksum = 0
+        for column in integers:
+            checksum = _write(file, np.asarray(column, "<i8"), checksum)
+        for block in blocks:
+            checksum = _write(file, np.ascontiguousarray(block, "<f4"), checksum)
+        for texts in (names, paths):
+            checksum = _write(file, np.frombuffer(b"".join(texts), np.uint8), checksum)
+        file.seek(0)
+        file.write(_header(tensors, about, checksum))
     return f"{checksum:08x}"
 
 
@@ -161,19 +155,26 @@ def read_row_file(path: Path, *, verify: bool) -> RowFile:
     return RowFile(path, about, checksum, RowKeys(names, paths, size_bytes, mtime_ns), start, shape)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a small file whole or not at all."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill, which takes its place whole, flushed to the disk, or not at all."""
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync(path.parent)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a small file whole or not at all."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def _header(tensors: dict[str, tuple[str, list[int], int]], about: dict[str, Any], checksum: int) -> bytes:
@@ -212,12 +213,3 @@ def _file_state(path: Path) -> tuple[int, int]:
     except OSError:
         return -1, -1
     return status.st_size, status.st_mtime_ns
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename last through a power cut."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
