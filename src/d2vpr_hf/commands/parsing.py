@@ -57,6 +57,18 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(110, shutil.get_terminal_size((100, 24)).columns))
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        # A key that may be written with _ or - is shown once.
+        shown, before = (
+            {name.replace("-", "_"): name for name in reversed(action.option_strings)},
+            action.option_strings,
+        )
+        action.option_strings = [*reversed(shown.values())]
+        try:
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = before
+
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """ ". Did you mean X?" for the end of a message, or nothing where no known name resembles it."""
