@@ -20,7 +20,7 @@ def rand_augment(
     """The RGB image after some operations in a row, each drawn anew; what they bring in from outside is black.
 
     Args:
-        magnitude: 0 (nothing changes, except by the operations without magnitude) to 30.
+        magnitude: 0 (next to nothing, except by autocontrast and equalize, which have none) to 30.
 
     Source: RandAugment (Cubuk et al., 2020), with the operations and ranges of torchvision, which GSV-Cities and its
         successors use with 3 operations, bilinear.
@@ -67,7 +67,6 @@ def _posterize(image: Image.Image, strength: float, sign: int) -> Image.Image:
 
 
 def _solarize(image: Image.Image, strength: float, sign: int) -> Image.Image:
-    # Values from the threshold on are turned around; at 256 none are.
     return ImageOps.solarize(image, 255 * (1 - strength))
 
 
