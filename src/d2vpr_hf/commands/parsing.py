@@ -57,6 +57,12 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(110, shutil.get_terminal_size((100, 24)).columns))
 
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        # argparse measures the names of commands without their indentation, and would give the longest a line alone.
+        for command in self._iter_indented_subactions(action):
+            self._action_max_length = max(self._action_max_length, self._current_indent + len(command.dest))
+
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """ ". Did you mean X?" for the end of a message, or nothing where no known name resembles it."""
