@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .data.made_town import make_town
     from .data.verify import verify_folder
     from .evaluation.comparison import compare_models
+    from .evaluation.cost import model_cost, time_model
     from .evaluation.peers import open_peer
     from .evaluation.protocol import benchmark_protocol, dataset_protocol, evaluate_protocol, folder_protocol
     from .models.convert_original import convert_checkpoint, convert_original_state_dict
@@ -57,10 +58,12 @@ LAZY = {
     "load_benchmark": "data.benchmark_tables",
     "locate": "retrieval.locate",
     "make_town": "data.made_town",
+    "model_cost": "evaluation.cost",
     "open_peer": "evaluation.peers",
     "push_benchmark": "data.export",
     "read_photo_folder": "data.folders",
     "reduce_checkpoint": "retrieval.reduce",
+    "time_model": "evaluation.cost",
     "verify_folder": "data.verify",
 }
 
@@ -87,10 +90,12 @@ __all__ = [
     "load_benchmark",
     "locate",
     "make_town",
+    "model_cost",
     "open_peer",
     "push_benchmark",
     "read_photo_folder",
     "reduce_checkpoint",
+    "time_model",
     "verify_folder",
 ]
 

@@ -131,9 +131,9 @@ class TrainingLoop:
         record = self.folder.root / f"stopped-at-step-{self.progress.step + 1}-{self.accelerator.process_index}.json"
         record.write_text(json.dumps({"step": self.progress.step + 1, what: str(value), "photos": names}, indent=2))
         raise TrainingStopped(
-            f"The {what} is {value} at step {self.progress.step + 1}, so the run stops before the weights take it. Its "
-            f"photos are {', '.join(names[:_FILES_SHOWN])} and {max(len(names) - _FILES_SHOWN, 0)} more ({record}). The "
-            f"last good weights: {self.folder.last_good()}. Lower learning_rate, or train with --mixed_precision no."
+            f"The {what} is {value} at step {self.progress.step + 1}, so it stops before the weights take it. Its "
+            f"photos are {', '.join(names[:_FILES_SHOWN])} and {max(len(names) - _FILES_SHOWN, 0)} more ({record}). "
+            f"The last good weights: {self.folder.last_good()}. Lower learning_rate, or take mixed_precision no."
         )
 
     def report_replaced(self, batch: TrainingBatch) -> None:

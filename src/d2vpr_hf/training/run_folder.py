@@ -54,25 +54,16 @@ class RunFolder:
     def checkpoint(self) -> Path:
         return self.root / CHECKPOINT
 
-    def begin(self, arguments: TrainingArguments) -> None:
-        """Claims the folder for a new run.
-
-        Raises: FileExistsError if it holds a run, or anything else.
-        """
+    def check_free(self) -> None:
+        """Raises FileExistsError if the folder holds a run, or anything else."""
         if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
             what = "a training run" if (self.root / ARGUMENTS).is_file() else "files that no training run wrote"
             raise FileExistsError(
                 f"{self.root} holds {what}. Go on with a run by --resume, or name another folder with --output."
             )
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._write(ARGUMENTS, arguments.to_dict())
-        self._write(VERSIONS, versions())
 
-    def reopen(self, arguments: TrainingArguments, *, clean: bool = True) -> Path:
+    def newest_state(self, arguments: TrainingArguments) -> Path:
         """The newest state of the run in the folder, which was asked for the same.
-
-        Args:
-            clean: remove what a killed run left by half; in one process alone.
 
         Raises: FileNotFoundError if there is no run or no state. ValueError for a key that would change batches or
             losses.
@@ -84,7 +75,7 @@ class RunFolder:
         for name in sorted((before.keys() | now.keys()) - FREE_ON_RESUME):
             if before.get(name) != now.get(name):
                 raise ValueError(
-                    f"{name} is {now.get(name)!r}, but the run in {self.root} has {before.get(name)!r}, and it can't go "
+                    f"{name} is {now.get(name)!r}, but the run in {self.root} has {before.get(name)!r}, and can't go "
                     "on as another. Give the same, or start a new run in another folder with --output."
                 )
         states = self.states()
@@ -93,9 +84,15 @@ class RunFolder:
                 f"The run in {self.root} was stopped before it saved a state. Remove the folder and start again "
                 "without --resume; a smaller --save_every saves earlier."
             )
-        for draft in [*self.root.rglob(f"*{DRAFT}")] if clean else []:
-            shutil.rmtree(draft)
         return states[-1]
+
+    def begin(self, arguments: TrainingArguments) -> None:
+        """Makes the folder, or rids it of what a killed run left by half, and writes down what runs."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for draft in [*self.root.rglob(f"*{DRAFT}")]:
+            shutil.rmtree(draft)
+        self._write(ARGUMENTS, arguments.to_dict())
+        self._write(VERSIONS, versions())
 
     def states(self) -> list[Path]:
         """The whole states, oldest first."""

@@ -23,7 +23,7 @@ from ..models.d2vpr.configuration_d2vpr import D2VprConfig
 from ..models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
 from .arguments import TrainingArguments
-from .targets import CachedTargets, LiveTargets
+from .targets import CachedTargets, LiveTargets, Targets
 from .teacher_cache import TeacherCache
 from .teachers import Teacher, TeacherNetwork, open_teacher
 
@@ -86,7 +86,7 @@ def _new_model(config: Mapping[str, Any] | str) -> nn.Module:
     if kind not in OURS:
         raise ValueError(f"model_config has the model_type {kind!r}, but there are {' and '.join(OURS)}.")
     config_class, model_class = OURS[kind]
-    known = {field for field in config_class().to_dict()}
+    known = set(config_class().to_dict())
     if unknown := [name for name in config if name not in known]:
         raise ValueError(f"model_config has the unknown field {unknown[0]!r}; a {kind} model has {sorted(known)}.")
     return model_class(config_class.from_dict(dict(config)))
@@ -148,7 +148,7 @@ def open_targets(
     processor: BaseImageProcessor,
     device: torch.device,
     network: Teacher | TeacherNetwork | None = None,
-) -> LiveTargets | CachedTargets | None:
+) -> Targets | None:
     """What gives each batch its targets; None where nobody is followed.
 
     Args:

@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +13,7 @@ from .arguments import DistillArguments, FinetuneArguments, TrainingArguments
 from .gathering import gather_labels, gather_with_gradient
 from .losses import DistillationLoss, MultiSimilarity, StudentProjection
 from .running_statistics import ReplayedRandomness, running_statistics_kept
+from .targets import Targets
 from .teachers import TeacherOutput
 
 
@@ -23,20 +24,21 @@ class StudentOutput:
     Attributes:
         descriptors: (images, descriptor_dim) float32, of unit length.
         regional: (images, 14, teacher's width), brought to the teacher's width.
-        tokens: (images, teacher's width, rows, columns), likewise.
+        tokens: (images, teacher's width, rows, columns), likewise; None where no loss reads them.
     """
 
     descriptors: torch.Tensor
     regional: torch.Tensor
-    tokens: torch.Tensor
+    tokens: torch.Tensor | None = None
 
 
 class Student(nn.Module):
     """The model that is trained, with the projection to its teacher's width, which is dropped afterwards."""
 
-    def __init__(self, model: nn.Module, teacher_width: int | None) -> None:
+    def __init__(self, model: nn.Module, teacher_width: int | None, *, needs_tokens: bool) -> None:
         super().__init__()
         self.model = model
+        self.needs_tokens = needs_tokens
         config = model.config
         self.patch_size = config.backbone_config.patch_size
         width = getattr(config, "aggregator_dim", config.backbone_config.hidden_size)
@@ -46,20 +48,10 @@ class Student(nn.Module):
         """Fields of `StudentOutput`, in a dictionary, through which DDP finds the tensors."""
         output = self.model(pixel_values)
         grid = tuple(side // self.patch_size for side in pixel_values.shape[-2:])
-        tokens = self.projection(output.last_hidden_state[:, 1:])
-        return {
-            "descriptors": output.pooler_output,
-            "regional": self.projection(output.regional_descriptors),
-            "tokens": tokens.transpose(1, 2).unflatten(2, grid),
-        }
-
-
-class TeachesBatches(Protocol):
-    """What gives a batch's targets: a teacher, or one whose descriptors are kept on the disk."""
-
-    width: int
-
-    def teach_batch(self, batch: TrainingBatch, images_per_place: int) -> TeacherOutput: ...
+        tokens = output.last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, grid)
+        regional, tokens = self.projection(output.regional_descriptors, tokens if self.needs_tokens else None)
+        found = {"descriptors": output.pooler_output, "regional": regional}
+        return found if tokens is None else found | {"tokens": tokens}
 
 
 class Stage(Protocol):
@@ -73,7 +65,7 @@ class Distill:
     """Stage 1: the student's descriptors follow the teacher's."""
 
     def __init__(
-        self, arguments: DistillArguments, accelerator: Accelerator, student: nn.Module, teacher: TeachesBatches
+        self, arguments: DistillArguments, accelerator: Accelerator, student: nn.Module, teacher: Targets
     ) -> None:
         self.accelerator = accelerator
         self.student = student
@@ -89,7 +81,7 @@ class Distill:
 class Following:
     """The distillation term of either stage."""
 
-    def __init__(self, arguments: TrainingArguments, teacher: TeachesBatches) -> None:
+    def __init__(self, arguments: TrainingArguments, teacher: Targets) -> None:
         self.teacher = teacher
         self.images_per_place = arguments.images_per_place
         self.loss = DistillationLoss(arguments.distillation_loss, arguments.region_weight, arguments.token_weight)
@@ -100,14 +92,8 @@ class Following:
     def terms(self, output: StudentOutput, target: TeacherOutput) -> dict[str, torch.Tensor]:
         """The loss, and its terms by name."""
         terms = self.loss(output.regional, target, output.tokens)
-        found = {"loss": terms.loss, "descriptor_loss": terms.descriptor}
-        for name, term, weight in (
-            ("region_loss", terms.regions, self.loss.region_weight),
-            ("token_loss", terms.tokens, self.loss.token_weight),
-        ):
-            if weight:
-                found[name] = term
-        return found
+        found = {"loss": terms.loss, "descriptor_loss": terms.descriptor, "region_loss": terms.regions}
+        return found if terms.tokens is None else found | {"token_loss": terms.tokens}
 
 
 class Finetune:
@@ -118,7 +104,7 @@ class Finetune:
         arguments: FinetuneArguments,
         accelerator: Accelerator,
         student: nn.Module,
-        teacher: TeachesBatches | None = None,
+        teacher: Targets | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.student = student
@@ -166,7 +152,7 @@ class Finetune:
                 output = StudentOutput(**self.student(pixels))
                 surrogate = (output.descriptors * gradient).sum()
                 if target is not None:
-                    part = target[start : start + len(pixels)]
+                    part = rows_of(target, slice(start, start + len(pixels)))
                     share = len(pixels) / len(leaf)
                     term = share * self.following.terms(output, part)["loss"]
                     distilled += term.detach()
@@ -184,8 +170,14 @@ class Finetune:
         return {"loss": terms.loss, "mined_share": torch.as_tensor(terms.mined_share, device=descriptors.device)}
 
 
+def rows_of(output: TeacherOutput, rows: slice) -> TeacherOutput:
+    """Some images of a teacher's output."""
+    tokens = output.patch_tokens
+    return TeacherOutput(output.regional_descriptors[rows], None if tokens is None else tokens[rows])
+
+
 def make_stage(
-    arguments: TrainingArguments, accelerator: Accelerator, student: nn.Module, teacher: Any | None
+    arguments: TrainingArguments, accelerator: Accelerator, student: nn.Module, teacher: Targets | None
 ) -> Stage:
     """The stage that the arguments ask for."""
     if isinstance(arguments, DistillArguments):

@@ -3,8 +3,6 @@
 import hashlib
 from dataclasses import dataclass, field
 
-import torch
-
 from ..data.images import text_to_path
 from ..data.training_images import TrainingBatch
 from ..data.training_places import TrainingPlaces
@@ -39,11 +37,10 @@ class CachedTargets:
 
     def teach_batch(self, batch: TrainingBatch, images_per_place: int) -> TeacherOutput:
         hashes = [self.hash_of(row) for row in batch.rows]
-        if missing := [place for place, found in enumerate(self.cache.has(hashes)) if not found]:
-            made = self.teacher.teach(batch.pixel_values[missing], images_per_place=1)
-            self.cache.add([hashes[place] for place in missing], made.regional_descriptors)
-        rows = self.cache.lookup(hashes)
-        return TeacherOutput(torch.as_tensor(rows, device=batch.pixel_values.device).float(), None)
+        if (known := self.cache.lookup(hashes)) is None:
+            known = self.teacher.teach(batch.pixel_values, images_per_place=images_per_place).regional_descriptors
+            self.cache.add(hashes, known)
+        return TeacherOutput(known.to(batch.pixel_values.device))
 
     def hash_of(self, row: int) -> str:
         """SHA-256 of a photo's file, read once a run."""
@@ -57,3 +54,6 @@ class CachedTargets:
             with path.open("rb") as file:
                 self.hashes[row] = hashlib.file_digest(file, "sha256").hexdigest()
         return self.hashes[row]
+
+
+Targets = LiveTargets | CachedTargets

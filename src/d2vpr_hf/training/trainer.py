@@ -1,8 +1,9 @@
 """Training from arguments to a checkpoint folder: opens what a run needs, runs the loop, and hands out its best."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -31,7 +32,7 @@ from .setup import (
     open_trainee,
 )
 from .stages import Student, make_stage
-from .targets import CachedTargets, LiveTargets
+from .targets import Targets
 from .teachers import Teacher, TeacherNetwork
 from .trainable import freeze
 from .validation import Validator
@@ -60,6 +61,10 @@ class TrainingResult:
     best_recall: float | None
     replaced: int
 
+    def to_json(self) -> dict[str, Any]:
+        """All of it, the path as text."""
+        return {**asdict(self), "checkpoint": str(self.checkpoint)}
+
 
 def train(
     arguments: TrainingArguments,
@@ -82,26 +87,23 @@ def train(
     """
     folder = RunFolder(arguments.output)
     accelerator = make_accelerator(arguments, folder)
-    with accelerator.main_process_first():
-        state = _claim(folder, arguments, accelerator)
+    # Before photos and models are opened, which may take minutes.
+    state = folder.newest_state(arguments) if arguments.resume else folder.check_free()
     loop = _prepare(arguments, folder, accelerator, teacher, places)
+    if accelerator.is_main_process:
+        folder.begin(arguments)
+    accelerator.wait_for_everyone()
     if state is not None:
         loop.go_on_from(state)
+    if arguments.tracker != "none":
+        settings = {name: value for name, value in arguments.to_dict().items() if isinstance(value, int | float | str)}
+        accelerator.init_trackers("d2vpr", config=settings)
     try:
         loop.run()
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
     return _finish(loop)
-
-
-def _claim(folder: RunFolder, arguments: TrainingArguments, accelerator: Accelerator) -> Path | None:
-    """The state to go on from, or None for a new run, whose folder the main process makes."""
-    if arguments.resume:
-        return folder.reopen(arguments, clean=accelerator.is_main_process)
-    if accelerator.is_main_process:
-        folder.begin(arguments)
-    return None
 
 
 def _prepare(
@@ -125,9 +127,6 @@ def _prepare(
     set_seed(arguments.seed, device_specific=True)
     schedule = Schedule.of(arguments, sampler.steps_per_epoch)
     _announce(arguments, accelerator, trainee, sampler, schedule, targets)
-    if arguments.tracker != "none":
-        settings = {name: value for name, value in arguments.to_dict().items() if isinstance(value, int | float | str)}
-        accelerator.init_trackers("d2vpr", config=settings)
     return TrainingLoop(
         arguments=arguments,
         folder=folder,
@@ -138,7 +137,9 @@ def _prepare(
         stage=make_stage(arguments, accelerator, student, targets),
         names=places.names,
         sampler=sampler,
-        loader=training_loader(images, sampler, workers=arguments.workers),
+        loader=training_loader(
+            images, sampler, workers=arguments.workers, pin_memory=accelerator.device.type == "cuda"
+        ),
         validator=validator,
         schedule=schedule,
         checkpoint=TrainedCheckpoint(
@@ -172,7 +173,7 @@ def _student(
         frozen.append(model.head)
     if arguments.gradient_checkpointing:
         checkpoint_gradients(model)
-    student = Student(model, teacher_width)
+    student = Student(model, teacher_width, needs_tokens=arguments.token_weight > 0)
     if arguments.sync_batchnorm:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
     if arguments.compile:
@@ -198,7 +199,7 @@ def _announce(
     trainee: Trainee,
     sampler: PlaceSampler,
     schedule: Schedule,
-    targets: LiveTargets | CachedTargets | None,
+    targets: Targets | None,
 ) -> None:
     """Says what really runs: processes, device, batch, steps, teacher."""
     if not accelerator.is_main_process:
