@@ -74,14 +74,8 @@ def open_trainee(arguments: TrainingArguments) -> Trainee:
     return Trainee(model, processor, trainee.history)
 
 
-def _new_model(config: Mapping[str, Any] | str) -> nn.Module:
-    """A model with random weights of a configuration, or of a JSON text or file that holds one."""
-    if isinstance(config, str):
-        text = config if config.lstrip().startswith("{") else Path(config).read_text(encoding="utf-8")
-        try:
-            config = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"model_config is no JSON ({error}). Give a JSON object, or the file of one.") from error
+def _new_model(config: Mapping[str, Any]) -> nn.Module:
+    """A model with random weights."""
     kind = config.get("model_type", "d2vpr")
     if kind not in OURS:
         raise ValueError(f"model_config has the model_type {kind!r}, but there are {' and '.join(OURS)}.")

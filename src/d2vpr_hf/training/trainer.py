@@ -150,6 +150,7 @@ def _prepare(
             describe_data(arguments, places, sampler),
             describe_teacher(targets.teacher) if targets else None,
         ),
+        teacher=targets.teacher if targets else None,
     )
 
 
