@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .retrieval.index_photos import index_photos
     from .retrieval.locate import locate
     from .retrieval.reduce import attach_pca, fit_pca, reduce_checkpoint
+    from .training.teachers import open_teacher
 
 __version__ = "0.1.0"
 
@@ -58,6 +59,7 @@ LAZY = {
     "locate": "retrieval.locate",
     "make_town": "data.made_town",
     "open_peer": "evaluation.peers",
+    "open_teacher": "training.teachers",
     "push_benchmark": "data.export",
     "read_photo_folder": "data.folders",
     "reduce_checkpoint": "retrieval.reduce",
@@ -88,6 +90,7 @@ __all__ = [
     "locate",
     "make_town",
     "open_peer",
+    "open_teacher",
     "push_benchmark",
     "read_photo_folder",
     "reduce_checkpoint",
