@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .retrieval.index_photos import index_photos
     from .retrieval.locate import locate
     from .retrieval.reduce import attach_pca, fit_pca, reduce_checkpoint
+    from .training.teachers import open_teacher
 
 __version__ = "0.1.0"
 
@@ -60,6 +61,7 @@ LAZY = {
     "make_town": "data.made_town",
     "model_cost": "evaluation.cost",
     "open_peer": "evaluation.peers",
+    "open_teacher": "training.teachers",
     "push_benchmark": "data.export",
     "read_photo_folder": "data.folders",
     "reduce_checkpoint": "retrieval.reduce",
@@ -92,6 +94,7 @@ __all__ = [
     "make_town",
     "model_cost",
     "open_peer",
+    "open_teacher",
     "push_benchmark",
     "read_photo_folder",
     "reduce_checkpoint",

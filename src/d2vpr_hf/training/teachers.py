@@ -79,7 +79,9 @@ class PlaceTeacher(nn.Module):
         super().__init__()
         self.model = model
         self.width = (
-            model.config.descriptor_dim // 14 if isinstance(model, CricaVprModel) else model.config.aggregator_dim
+            model.config.backbone_config.hidden_size
+            if isinstance(model, CricaVprModel)
+            else model.config.aggregator_dim
         )
         # The warning that descriptors depend on their company is for who embeds; here the mode asks for that by name.
         model._warned_of_company = True
