@@ -215,8 +215,9 @@ def _of_subfolders(root: Path) -> TrainingPlaces:
     paths = list_images(root)
     where = path_to_text(root)
     inside = [os.path.relpath(path, root) for path in paths]
-    if not paths or any(os.sep not in name for name in inside):
-        found = f"photos beside its subfolders, such as {inside[0]}" if paths else "no photo"
+    beside = [name for name in inside if os.sep not in name]
+    if not paths or beside:
+        found = f"photos beside its subfolders, such as {path_to_text(beside[0])}" if beside else "no photo"
         raise ValueError(
             f"{where} holds {found}; expected one subfolder a place, or a {' or '.join(_METADATA)} with the columns "
             "file_name and place, or GSV-Cities' Images and Dataframes. Arrange the photos in one of these ways."
