@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .data.export import export_benchmark, push_benchmark
     from .data.folders import read_photo_folder
     from .data.made_town import make_town
+    from .data.panorama_files import cut_panoramas
+    from .data.panorama_places import cut_training_views, panorama_conflicts
+    from .data.panoramas import cut_views
     from .data.verify import verify_folder
     from .evaluation.comparison import compare_models
     from .evaluation.cost import model_cost, time_model
@@ -48,6 +51,9 @@ LAZY = {
     "compare_models": "evaluation.comparison",
     "convert_checkpoint": "models.convert_original",
     "convert_original_state_dict": "models.convert_original",
+    "cut_panoramas": "data.panorama_files",
+    "cut_training_views": "data.panorama_places",
+    "cut_views": "data.panoramas",
     "dataset_protocol": "evaluation.protocol",
     "embed_images": "retrieval.embed",
     "evaluate_protocol": "evaluation.protocol",
@@ -60,6 +66,7 @@ LAZY = {
     "make_town": "data.made_town",
     "model_cost": "evaluation.cost",
     "open_peer": "evaluation.peers",
+    "panorama_conflicts": "data.panorama_places",
     "push_benchmark": "data.export",
     "read_photo_folder": "data.folders",
     "reduce_checkpoint": "retrieval.reduce",
@@ -80,6 +87,9 @@ __all__ = [
     "compare_models",
     "convert_checkpoint",
     "convert_original_state_dict",
+    "cut_panoramas",
+    "cut_training_views",
+    "cut_views",
     "dataset_protocol",
     "embed_images",
     "evaluate_protocol",
@@ -92,6 +102,7 @@ __all__ = [
     "make_town",
     "model_cost",
     "open_peer",
+    "panorama_conflicts",
     "push_benchmark",
     "read_photo_folder",
     "reduce_checkpoint",
