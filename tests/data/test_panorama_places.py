@@ -12,6 +12,8 @@ from scipy.spatial.transform import Rotation
 
 from d2vpr_hf.data import panorama_places
 from d2vpr_hf.data.panorama_places import cut_training_views, panorama_conflicts
+from d2vpr_hf.data.place_sampler import PlaceSampler
+from d2vpr_hf.data.training_places import read_training_places
 
 SIZE = {"height": 24, "width": 32}
 
@@ -207,3 +209,33 @@ def test_a_folder_without_panoramas_is_refused(panoramas, tmp_path):
     (tmp_path / "full" / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="something else"):
         cut_training_views(panoramas, tmp_path / "full", **SIZE, progress=False)
+
+
+def test_no_batch_holds_sectors_in_conflict(panoramas, tmp_path):
+    out = cut_training_views(panoramas, tmp_path / "out", sectors=9, views_per_sector=3, **SIZE, progress=False)
+    places, table = read_training_places(out), read_table(out)
+    assert places.conflicts == panorama_conflicts(out)
+    assert places.places.tolist() == [int(row["place"]) for row in table]
+    assert places.open(5).size == (32, 24)
+
+    def steps(conflicts):
+        sampler = PlaceSampler(places.places, places_per_batch=4, images_per_place=2, conflicts=conflicts)
+        for epoch in range(20):
+            sampler.set_epoch(epoch)
+            yield from sampler
+
+    def shared(step):
+        """Pairs of views of different places of a panorama of which one sees a part of the other."""
+        return sum(
+            table[one]["panorama"] == table[other]["panorama"]
+            and table[one]["place"] != table[other]["place"]
+            and share_seen(camera(table[one]), camera(table[other]), 0.75, points=9) > 0
+            for (one, _), (other, _) in itertools.combinations(step, 2)
+        )
+
+    drawn = list(steps(places.conflicts))
+    assert len(drawn) > 20 * 4
+    assert not any(map(shared, drawn))
+    assert any(map(shared, steps({})))  # without them some batch does
+    # With 4 places of 3 panoramas a step always has hard negatives too.
+    assert all(len({table[row]["place"] for row, _ in step}) == 4 for step in drawn)

@@ -63,6 +63,15 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         for command in self._iter_indented_subactions(action):
             self._action_max_length = max(self._action_max_length, self._current_indent + len(command.dest))
 
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = action.option_strings
+        # A key that may be written with _ or - is shown once.
+        action.option_strings = [*{name.replace("-", "_"): name for name in reversed(names)}.values()][::-1]
+        try:
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = names
+
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """ ". Did you mean X?" for the end of a message, or nothing where no known name resembles it."""

@@ -41,7 +41,8 @@ RECORD = "panoramas.json"
 HEADING_SHARE, PITCH_SHARE, FIELD_SHARE, ROLL_DEG = 1 / 8, 1 / 20, 0.06, 2.0
 FIELDS_DEG = (30.0, 100.0)
 SHAPES = (0.5, 1.5)  # height by width
-_SPAN_COLUMNS = ("place", "panorama", "first_heading_deg", "last_heading_deg")
+# What conflicts follow from.
+SPAN_COLUMNS = ("place", "panorama", "first_heading_deg", "last_heading_deg")
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,12 @@ def panorama_conflicts(table: "str | Path | Mapping[str, Sequence] | DataFrame")
     if isinstance(table, str | Path):
         path = Path(table) / TABLE if Path(table).is_dir() else Path(table)
         columns, where = _read_columns(path), path_to_text(path)
-    if missing := [name for name in _SPAN_COLUMNS if name not in columns]:
+    if missing := [name for name in SPAN_COLUMNS if name not in columns]:
         raise ValueError(
             f"{where} lacks {', '.join(missing)}; its columns are {', '.join(columns)}. Give a table that "
             "cut_training_views wrote."
         )
-    place, panorama, first, last = (np.asarray(columns[name]) for name in _SPAN_COLUMNS)
+    place, panorama, first, last = (np.asarray(columns[name]) for name in SPAN_COLUMNS)
     place, first, last = place.astype(np.int64), first.astype(np.float64), last.astype(np.float64)
     middle, reach = (first + last) / 2, (last - first) / 2
     _, number = np.unique(panorama, return_inverse=True)
