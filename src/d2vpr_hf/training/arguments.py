@@ -112,7 +112,9 @@ class TrainingArguments:
     distillation_loss: Literal["cosine", "mse"] = key(
         "cosine", "cosine: 1 - cosine of descriptors; mse: as published, some 1e-5 at the start", TEACHER
     )
-    region_weight: float = key(0.0, "weight of a further term: 1 - cosine of each of the 14 regions", TEACHER)
+    region_weight: float = key(
+        1.0, "weight of a further term, 1 - cosine of each of the 14 regions: the global one may outweigh them", TEACHER
+    )
     token_weight: float = key(0.0, "weight of a further term: 1 - cosine of each patch token", TEACHER)
 
     optimizer: Literal["adamw", "adam"] = key("adamw", "the optimiser", OPTIMISER)
@@ -291,6 +293,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "teacher_mode": "as_published",
         "teacher_dtype": "float32",
         "distillation_loss": "mse",
+        "region_weight": 0.0,
         "optimizer": "adam",
         "learning_rate": 2.5e-5,
         "weight_decay": 0.0,
