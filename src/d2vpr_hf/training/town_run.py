@@ -4,7 +4,7 @@ It shows the whole way on real image files in GSV-Cities' layout, in minutes on 
 one that chooses the best weights and the one that is measured have different seeds, so that no place is in two.
 """
 
-from dataclasses import json
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
