@@ -15,10 +15,14 @@ from .models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
 from .models.d2vpr.modeling_d2vpr import D2VprModel
 
 if TYPE_CHECKING:
+    from .data.augmentation import TrainingTransform
     from .data.benchmark_tables import load_benchmark
     from .data.export import export_benchmark, push_benchmark
     from .data.folders import read_photo_folder
     from .data.made_town import make_town
+    from .data.place_sampler import PlaceSampler
+    from .data.training_images import TrainingImages, training_loader
+    from .data.training_places import read_training_places
     from .data.verify import verify_folder
     from .evaluation.comparison import compare_models
     from .evaluation.peers import open_peer
@@ -42,6 +46,9 @@ AutoImageProcessor.register(CricaVprConfig, image_processor_classes={"pil": D2Vp
 LAZY = {
     "Descriptors": "retrieval.embed",
     "PlaceIndex": "retrieval.index",
+    "PlaceSampler": "data.place_sampler",
+    "TrainingImages": "data.training_images",
+    "TrainingTransform": "data.augmentation",
     "attach_pca": "retrieval.reduce",
     "benchmark_protocol": "evaluation.protocol",
     "compare_models": "evaluation.comparison",
@@ -60,7 +67,9 @@ LAZY = {
     "open_peer": "evaluation.peers",
     "push_benchmark": "data.export",
     "read_photo_folder": "data.folders",
+    "read_training_places": "data.training_places",
     "reduce_checkpoint": "retrieval.reduce",
+    "training_loader": "data.training_images",
     "verify_folder": "data.verify",
 }
 
@@ -72,6 +81,9 @@ __all__ = [
     "D2VprModel",
     "Descriptors",
     "PlaceIndex",
+    "PlaceSampler",
+    "TrainingImages",
+    "TrainingTransform",
     "attach_pca",
     "benchmark_protocol",
     "compare_models",
@@ -90,7 +102,9 @@ __all__ = [
     "open_peer",
     "push_benchmark",
     "read_photo_folder",
+    "read_training_places",
     "reduce_checkpoint",
+    "training_loader",
     "verify_folder",
 ]
 
