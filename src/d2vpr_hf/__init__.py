@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from .evaluation.comparison import compare_models
     from .evaluation.peers import open_peer
     from .evaluation.protocol import benchmark_protocol, dataset_protocol, evaluate_protocol, folder_protocol
+    from .hub.push import push_export, push_metric, push_model
+    from .hub.release import write_release
     from .models.convert_original import convert_checkpoint, convert_original_state_dict
     from .retrieval.embed import Descriptors, embed_images
     from .retrieval.index import PlaceIndex
@@ -59,9 +61,13 @@ LAZY = {
     "make_town": "data.made_town",
     "open_peer": "evaluation.peers",
     "push_benchmark": "data.export",
+    "push_export": "hub.push",
+    "push_metric": "hub.push",
+    "push_model": "hub.push",
     "read_photo_folder": "data.folders",
     "reduce_checkpoint": "retrieval.reduce",
     "verify_folder": "data.verify",
+    "write_release": "hub.release",
 }
 
 __all__ = [
@@ -89,9 +95,13 @@ __all__ = [
     "make_town",
     "open_peer",
     "push_benchmark",
+    "push_export",
+    "push_metric",
+    "push_model",
     "read_photo_folder",
     "reduce_checkpoint",
     "verify_folder",
+    "write_release",
 ]
 
 
