@@ -48,6 +48,7 @@ class LoopbackHub:
         objects: LFS objects that arrived, by SHA-256.
         requests: (method, path, Range header) of every request, in order.
         problems: what clients sent that the Hub would not take.
+        expected_problems: those that a test provokes.
         break_uploads: so many LFS uploads lose their connection half way.
         break_downloads: so many downloads of LFS files do.
         before_commit: called, once, when a commit has arrived and is not yet looked at.
@@ -59,6 +60,7 @@ class LoopbackHub:
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, str | None]] = []
         self.problems: list[str] = []
+        self.expected_problems: list[str] = []
         self.break_uploads = 0
         self.break_downloads = 0
         self.before_commit = None
@@ -134,7 +136,7 @@ def git_oid(content: bytes) -> str:
     return hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
 
 
-class _Refusal(Exception):
+class _RefusedError(Exception):
     """An answer other than 200, as (status, X-Error-Code or "", message)."""
 
 
@@ -166,11 +168,12 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.body = b"" if self.command == "PUT" else self.rfile.read(int(self.headers.get("Content-Length", 0)))
             answer()
-        except _Refusal as refusal:
+        except _RefusedError as refusal:
             status, code, message = refusal.args
             headers = {"X_Error_Code": code} if code else {}
             self.answer({"error": message}, status, X_Error_Message=message, **headers)
-        except (ConnectionError, TimeoutError):
+        except OSError:
+            # Broken off by a test: the client sees no answer at all.
             self.close_connection = True
 
     def answer(self, body: object, status: int = 200, **headers: str) -> None:
@@ -186,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
     def refuse(self, status: int, message: str, code: str = "") -> None:
         if status in (400, 422):
             self.server_hub.problems.append(message)
-        raise _Refusal(status, code, message)
+        raise _RefusedError(status, code, message)
 
     def check(self, holds: bool, message: str, status: int = 400) -> None:
         if not holds:

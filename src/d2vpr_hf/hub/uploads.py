@@ -177,18 +177,32 @@ def _hub_errors(repo_id: str, branch: str) -> Iterator[None]:
         raise ConnectionError(
             f"The Hub can't be asked about {repo_id}, because HF_HUB_OFFLINE is set. Unset it to push."
         ) from error
-    except HfHubHTTPError as error:
-        raise _said(error, repo_id, branch) from error
     except HTTPError as error:
-        raise ConnectionError(
-            f"The Hub at {constants.ENDPOINT} can't be reached or broke off ({type(error).__name__}: {error}), so "
-            f"nothing of this push is visible in {repo_id}. Check the network and push again: files that arrived "
-            "aren't sent a second time."
+        raise _said(error, repo_id, branch) from error
+    except RuntimeError as error:
+        # So huggingface_hub wraps what happened while a large file was sent.
+        if not isinstance(error.__cause__, HTTPError):
+            raise
+        raise _said(error.__cause__, repo_id, branch) from error
+    except ValueError as error:
+        # So it hands on what the Hub says against a card, before anything is sent.
+        if "README.md" not in str(error):
+            raise
+        words = " ".join(str(error).split())
+        raise ValueError(
+            f"The Hub doesn't take the card of {repo_id}: {words}. Nothing was sent. Correct that in the records or "
+            "options that the card is made of, and push again."
         ) from error
 
 
-def _said(error: HfHubHTTPError, repo_id: str, branch: str) -> OSError | ValueError:
-    """What an answer of the Hub means for a push."""
+def _said(error: HTTPError, repo_id: str, branch: str) -> OSError | ValueError:
+    """What a failed call means for a push."""
+    if not isinstance(error, HfHubHTTPError):
+        return ConnectionError(
+            f"The Hub at {constants.ENDPOINT} can't be reached or broke off ({type(error).__name__}: {error}), so "
+            f"nothing of this push is visible in {repo_id}. Check the network and push again: files that arrived "
+            "aren't sent a second time."
+        )
     status = error.response.status_code
     words = " ".join(str(error.server_message or error).split())
     if status == 401:
