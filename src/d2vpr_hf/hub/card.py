@@ -48,12 +48,12 @@ def model_card(
     """
     stages = [] if training is None else list(training["stages"])
     name = repo_id.partition("/")[2] or repo_id
+    results = [each for evaluation in evaluations.values() for each in eval_results(evaluation, config)]
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag=TASK,
         tags=list(TAGS),
-        model_name=name,
-        eval_results=[each for evaluation in evaluations.values() for each in eval_results(evaluation, config)] or None,
+        **({"model_name": name, "eval_results": results} if results else {}),
         base_model=_base_models(stages) or None,
         datasets=_united(stages, "datasets") or None,
         **_license_data(license, config),
