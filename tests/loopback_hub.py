@@ -439,8 +439,6 @@ def card_problems(content: str) -> list[str]:
     bases = head.get("base_model", [])
     if wrong := [each for each in ([bases] if isinstance(bases, str) else bases) if not HUB_ID.fullmatch(each)]:
         problems.append(f'"base_model" with value "{wrong[0]}" is not valid')
-    if head.get("license") == "other" and "license_name" not in head:
-        problems.append('"license_name" is required')
     for model in head.get("model-index", []):
         with contextlib.suppress(KeyError):
             for result in model["results"]:
