@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .data.made_town import make_town
     from .data.verify import verify_folder
     from .evaluation.comparison import compare_models
+    from .evaluation.cost import model_cost, time_model
     from .evaluation.peers import open_peer
     from .evaluation.protocol import benchmark_protocol, dataset_protocol, evaluate_protocol, folder_protocol
     from .hub.push import push_export, push_metric, push_model
@@ -59,6 +60,7 @@ LAZY = {
     "load_benchmark": "data.benchmark_tables",
     "locate": "retrieval.locate",
     "make_town": "data.made_town",
+    "model_cost": "evaluation.cost",
     "open_peer": "evaluation.peers",
     "push_benchmark": "data.export",
     "push_export": "hub.push",
@@ -66,6 +68,7 @@ LAZY = {
     "push_model": "hub.push",
     "read_photo_folder": "data.folders",
     "reduce_checkpoint": "retrieval.reduce",
+    "time_model": "evaluation.cost",
     "verify_folder": "data.verify",
     "write_release": "hub.release",
 }
@@ -93,6 +96,7 @@ __all__ = [
     "load_benchmark",
     "locate",
     "make_town",
+    "model_cost",
     "open_peer",
     "push_benchmark",
     "push_export",
@@ -100,6 +104,7 @@ __all__ = [
     "push_model",
     "read_photo_folder",
     "reduce_checkpoint",
+    "time_model",
     "verify_folder",
     "write_release",
 ]

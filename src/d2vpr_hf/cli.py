@@ -10,7 +10,7 @@ from . import __version__
 from .commands.parsing import CommandParser, UsageError
 
 # In the order in which a user needs them. Each is a module with add_parser, which imports what is heavy when it runs.
-COMMANDS = ("demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "push")
+COMMANDS = ("demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "train", "benchmark", "push")
 
 OK, NOTHING_USABLE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 

@@ -37,7 +37,13 @@ TRAINING = {
             "best": {"recall@1": 0.625, "step": 340, "curve": list(range(100))},
             "versions": {"torch": "2.13.0"},
         },
-        {"stage": "finetune", "base_model": "runs/distill", "datasets": ["GSV-Cities", "A|B"], "arguments": {}},
+        {
+            "stage": "finetune",
+            "base_model": "runs/distill",
+            "datasets": ["GSV-Cities", "A|B"],
+            "step": 1234,
+            "best": None,
+        },
     ]
 }
 PCA = {
@@ -167,6 +173,8 @@ def test_a_converted_model_says_whose_it_is():
     assert "The cross-image encoder is on." in card.text
     assert "recall depends on the size and the order of the batches" in section(card, "Limits")
     assert card_problems(str(card)) == []
+    headed = card_of(D2VprConfig(head_dim=512))
+    assert "a learned projection to 512 numbers" in section(headed, "How it was made")
     plain = card_of(license="mit")
     assert plain.data.license == "mit"
     assert "The weights: mit," in section(plain, "Licence")
@@ -183,6 +191,8 @@ def test_training_is_shown_by_stage():
     assert ("arguments: amp", "yes") in rows
     assert ("best: curve", "see training.json") in rows
     assert ("datasets", "GSV-Cities, A\\|B") in rows
+    assert ("step", "1234") in rows
+    assert [value for name, value in rows if name.startswith("best")] == ["0.625", "340", "see training.json"]
 
 
 def test_text_of_records_stays_within_its_line():

@@ -12,11 +12,13 @@ def test_a_folder_holds_all_that_loading_needs(tmp_path, tiny_model, tiny_proces
         "aggregator_d2vpr.py",
         "config.json",
         "configuration_d2vpr.py",
+        "cross_image_d2vpr.py",
         "image_processing_d2vpr.py",
         "model.safetensors",
         "modeling_d2vpr.py",
         "preprocessor_config.json",
         "regions_d2vpr.py",
+        "shortening_d2vpr.py",
     ]
     assert AutoImageProcessor.from_pretrained(folder).size == {"height": 56, "width": 56}
     assert [path.name for path in folder.parent.iterdir()] == ["d2vpr"]

@@ -1,4 +1,4 @@
-"""A model that ends in a PCA: shorter descriptors wherever the checkpoint goes, and nothing in the way without one."""
+"""A model that ends in a PCA or a head: shorter descriptors wherever the checkpoint goes, and nothing without one."""
 
 import os
 import subprocess
@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel
 from d2vpr_hf import D2VprConfig, D2VprModel
 
 DIM, FULL = 8, 14 * 48
+STUDENT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 56}
 SOURCE = {
     "name": "made/train",
     "images": 5,
@@ -41,6 +42,12 @@ def pca():
 @pytest.fixture
 def reduced(tiny_model, pca):
     tiny_model.add_reduction(*pca, SOURCE)
+    return tiny_model
+
+
+@pytest.fixture
+def headed(tiny_model):
+    tiny_model.add_head(DIM, seed=1)
     return tiny_model
 
 
@@ -75,7 +82,7 @@ def test_everything_but_the_descriptor_stays(tiny_model, images, pca):
         before = tiny_model(images)
         tiny_model.add_reduction(*pca, SOURCE)
         after = tiny_model(images)
-    for name in ("last_hidden_state", "region_boxes", "region_features"):
+    for name in ("last_hidden_state", "region_boxes", "region_features", "regional_descriptors"):
         assert torch.equal(after[name], before[name])
 
 
@@ -89,9 +96,11 @@ def test_saved_and_loaded_to_the_bit(tmp_path, reduced, images, pca):
     assert torch.equal(described(loaded, images), described(reduced, images))
 
 
-def test_remote_code_gives_the_same_short_descriptors(tmp_path, reduced, images):
-    reduced.save_pretrained(tmp_path / "d2vpr")
-    torch.save((images, described(reduced, images)), tmp_path / "expected.pt")
+@pytest.mark.parametrize("end", ["reduced", "headed"])
+def test_remote_code_gives_the_same_short_descriptors(tmp_path, request, end, images):
+    model = request.getfixturevalue(end)
+    model.save_pretrained(tmp_path / "d2vpr")
+    torch.save((images, described(model, images)), tmp_path / "expected.pt")
     code = """
 import importlib.util, sys
 sys.path = [entry for entry in sys.path if not entry.rstrip("/").endswith("src")]
@@ -104,7 +113,7 @@ model = AutoModel.from_pretrained("d2vpr", trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 with torch.no_grad():
     assert torch.equal(model(images).pooler_output, expected)
-print(tuple(expected.shape), model.config.pca_source["name"])
+print(tuple(expected.shape), model.config.pca_source and model.config.pca_source["name"], model.config.head_dim)
 """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     result = subprocess.run(
@@ -116,7 +125,8 @@ print(tuple(expected.shape), model.config.pca_source["name"])
         timeout=300,
         check=False,
     )
-    assert result.stdout.strip() == "(3, 8) made/train", result.stdout + result.stderr
+    expected = {"reduced": "(3, 8) made/train None", "headed": "(3, 8) None 8"}[end]
+    assert result.stdout.strip() == expected, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("name", ["mean", "components", "files"])
@@ -216,6 +226,13 @@ def test_the_length_follows_the_width_without_a_pca():
         ({"descriptor_dim": 512, "pca_source": SOURCE | {"renormalize": True}}, "entries: renormalize"),
         ({"descriptor_dim": 512, "pca_source": SOURCE | {"renormalise": "no"}}, "entries: renormalise"),
         ({"descriptor_dim": "512"}, "descriptor_dim"),
+        ({"head_dim": 0}, r"head_dim is 0, but a head shortens 10752 numbers, so it must be 1 to 10752"),
+        ({"head_dim": 10_753}, "must be 1 to 10752"),
+        (
+            {"head_dim": 256, "descriptor_dim": 512},
+            "descriptor_dim is 512, but a model with a head gives head_dim = 256",
+        ),
+        ({"head_dim": 256, "pca_source": SOURCE}, "head_dim is 256, but the model ends in a PCA"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, complaint):
@@ -230,3 +247,106 @@ def test_files_unknown_leave_no_fingerprints(tmp_path, tiny_model, pca, images):
     loaded = AutoModel.from_pretrained(tmp_path)
     assert loaded.reduction.files.shape == (0, 2)
     np.testing.assert_array_equal(described(loaded, images), described(tiny_model, images))
+
+
+def test_a_head_projects_the_full_descriptor(tiny_model, images):
+    full = described(tiny_model, images).double()
+    with torch.no_grad():
+        before = tiny_model(images)
+        tiny_model.add_head(DIM)
+        after = tiny_model(images)
+    expected = full @ tiny_model.head.weight.detach().double().T
+    expected /= expected.norm(dim=1, keepdim=True)
+    assert after.pooler_output.shape == (3, DIM) == (3, tiny_model.config.descriptor_dim)
+    torch.testing.assert_close(after.pooler_output.double(), expected, rtol=0, atol=1e-6)
+    assert torch.pdist(after.pooler_output).min() > 1e-4
+    for name in ("last_hidden_state", "region_boxes", "region_features", "regional_descriptors"):
+        assert torch.equal(after[name], before[name])
+
+
+def test_a_new_head_keeps_cosines_but_for_noise():
+    model = D2VprModel(D2VprConfig(backbone_config=STUDENT, recovery_layers=(1,), aggregator_dim=96))
+    model.add_head(512)
+    vectors = torch.nn.functional.normalize(torch.randn(50, 14 * 96, generator=torch.Generator().manual_seed(0)), dim=1)
+    vectors[25:] = torch.nn.functional.normalize(vectors[:25] + 0.5 * vectors[25:], dim=1)
+    with torch.no_grad():
+        short = model.head(vectors)
+    error = (short @ short.T - vectors @ vectors.T).abs()
+    # The noise of a random projection to n numbers is about 1 / sqrt(n) = 0.044, less for near neighbours.
+    assert 0.01 < error.mean() < 0.05
+    assert model.head.weight.std().item() == pytest.approx((14 * 96) ** -0.5, rel=0.01)
+    again = D2VprModel(D2VprConfig(backbone_config=STUDENT, recovery_layers=(1,), aggregator_dim=96, head_dim=512))
+    assert again.head.weight.std().item() == pytest.approx((14 * 96) ** -0.5, rel=0.01)
+
+
+def test_the_seed_draws_the_head(tiny_config):
+    heads = []
+    for seed in (3, 3, 4):
+        model = D2VprModel(tiny_config)
+        model.add_head(DIM, seed=seed)
+        heads.append(model.head.weight)
+        tiny_config.head_dim = tiny_config.descriptor_dim = None
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+@pytest.mark.parametrize("model_class", [D2VprModel, AutoModel])
+def test_a_head_is_saved_and_loaded_to_the_bit(tmp_path, headed, images, model_class):
+    headed.save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (config.head_dim, config.descriptor_dim, config.regional_dim, config.pca_source) == (DIM, DIM, FULL, None)
+    loaded = model_class.from_pretrained(tmp_path)
+    assert torch.equal(described(loaded, images), described(headed, images))
+    weights = load_file(tmp_path / "model.safetensors")
+    head = weights.pop("head.weight")
+    assert head.shape == (DIM, FULL)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"missing: head\.weight"):
+        model_class.from_pretrained(tmp_path)
+
+
+def test_a_head_stays_behind_on_no_request(tmp_path, headed):
+    headed.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"unexpected: head\.weight"):
+        AutoModel.from_pretrained(tmp_path, head_dim=None, descriptor_dim=None)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_head_stays_in_float32(tmp_path, headed, images, dtype):
+    exact = described(headed, images)
+    with torch.autocast("cpu", dtype=dtype):
+        autocast = described(headed, images)
+    assert autocast.dtype == torch.float32
+    assert 0 < (autocast - exact).abs().max() < 0.02
+    headed.save_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path, dtype=dtype)
+    assert loaded.recovery.norm.weight.dtype == dtype
+    assert loaded.head.weight.dtype == torch.float32
+    assert described(loaded, images.to(dtype)).dtype == torch.float32
+
+
+def test_a_head_learns(headed, images):
+    headed.train()(images).pooler_output.mul(torch.arange(DIM)).sum().backward()
+    assert headed.head.weight.grad.abs().max() > 0
+    assert headed.recovery.projection.weight.grad.abs().max() > 0
+
+
+def test_a_model_ends_in_one_of_the_two_once(headed, pca):
+    weight = headed.head.weight
+    with pytest.raises(ValueError, match="ends in a head to 8 numbers already"):
+        headed.add_head(4)
+    with pytest.raises(ValueError, match="ends in a head to 8 numbers already"):
+        headed.add_reduction(*pca, SOURCE)
+    assert headed.head.weight is weight
+    assert headed.config.descriptor_dim == DIM
+    assert not hasattr(headed, "reduction")
+
+
+def test_no_head_behind_a_pca_and_none_of_another_length(reduced, tiny_config):
+    with pytest.raises(ValueError, match="ends in a PCA to 8 numbers already"):
+        reduced.add_head(4)
+    model = D2VprModel(type(tiny_config)(**tiny_config.to_dict() | {"descriptor_dim": None, "pca_source": None}))
+    with pytest.raises(StrictDataclassError, match="head_dim is 673"):
+        model.add_head(673)
+    assert not hasattr(model, "head")
+    assert model.config.head_dim is None

@@ -41,6 +41,43 @@ def test_with_encoder_the_model_warns_once():
     assert (together[:1] - alone).abs().max() > 1e-5
 
 
+def test_groups_attend_as_if_each_were_a_batch():
+    torch.manual_seed(0)
+    model = CricaVprModel(CricaVprConfig(backbone_config=TINY, adapter_ratio=1 / 3)).eval()
+    images = torch.randn(6, 3, 168, 168)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the encoder's warning has its own test
+        whole = model(images).pooler_output
+        for size in (1, 2, 3):
+            grouped = model(images, images_per_group=size).pooler_output
+            each = torch.cat([model(group).pooler_output for group in images.split(size)])
+            torch.testing.assert_close(grouped, each, rtol=0, atol=1e-6)
+            assert (grouped - whole).abs().max() > 1e-5
+        assert torch.equal(model(images, images_per_group=6).pooler_output, whole)
+        for size in (0, 4, 12):
+            with pytest.raises(ValueError, match=f"images_per_group is {size}, but the batch has 6 images"):
+                model(images, images_per_group=size)
+
+
+def test_groups_need_an_encoder(teacher):
+    with pytest.raises(ValueError, match="images_per_group is 2, but this model has no cross-image encoder"):
+        teacher(torch.zeros(2, 3, 168, 168), images_per_group=2)
+
+
+def test_regional_descriptors_are_the_descriptor_before_its_division_by_length(teacher):
+    images = torch.randn(2, 3, 168, 224)
+    with torch.no_grad():
+        output = teacher(images)
+    regional = output.regional_descriptors
+    assert regional.shape == (2, 14, 48)
+    assert regional.dtype == torch.float32
+    torch.testing.assert_close(torch.nn.functional.normalize(regional.flatten(1), dim=1), output.pooler_output)
+    assert torch.equal(regional[:, 0], output.last_hidden_state[:, 0])
+    assert torch.equal(regional[:, 1:], output.region_features)
+    assert output[0] is output.last_hidden_state
+    assert output[1] is output.pooler_output
+
+
 def test_regions_are_means_of_the_cut_tokens():
     members = region_members((23, 16), "original", torch.device("cpu"))
     torch.testing.assert_close(members.sum(dim=1), torch.ones(13))

@@ -88,6 +88,53 @@ def test_the_encoder_makes_company_count_and_the_model_says_so_once(tiny_config,
     torch.testing.assert_close(together, swapped, rtol=0, atol=1e-5)
 
 
+def test_groups_attend_as_if_each_were_a_batch(tiny_config):
+    torch.manual_seed(0)
+    images = torch.randn(4, 3, 56, 84)
+    with pytest.raises(ValueError, match="images_per_group is 2, but this model has no cross-image encoder"):
+        D2VprModel(tiny_config)(images, images_per_group=2)
+    tiny_config.cross_image_encoder = True
+    model = D2VprModel(tiny_config).eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the encoder's warning has its own test
+        grouped = model(images, images_per_group=2).pooler_output
+        each = torch.cat([model(group).pooler_output for group in images.split(2)])
+        whole = model(images).pooler_output
+    torch.testing.assert_close(grouped, each, rtol=0, atol=1e-6)
+    assert (grouped - whole).abs().max() > 1e-4
+
+
+def test_regional_descriptors_are_the_descriptor_before_its_division_by_length(tiny_model, images):
+    output = tiny_model(images)
+    regional = output.regional_descriptors
+    assert regional.shape == (3, 14, 48)
+    torch.testing.assert_close(torch.nn.functional.normalize(regional.flatten(1), dim=1), output.pooler_output)
+    assert regional.flatten(1).norm(dim=1).min() > 1.5
+    assert output[0] is output.last_hidden_state
+    assert output[1] is output.pooler_output
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tiny_model(images).regional_descriptors.dtype == torch.float32
+
+
+@pytest.mark.parametrize("encoder", [False, True])
+def test_all_but_the_mask_token_learns(tiny_config, images, encoder):
+    """A tensor that no loss reaches stops a training on several processes."""
+    tiny_config.cross_image_encoder = encoder
+    tiny_config.head_dim = tiny_config.descriptor_dim = 8
+    model = D2VprModel(tiny_config).train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model(images).pooler_output.mul(torch.arange(8)).sum().backward()
+    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert unused == {"backbone.embeddings.mask_token"}
+    model.zero_grad()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model(images).regional_descriptors.sum().backward()
+    unused = {name for name, parameter in model.named_parameters() if parameter.grad is None}
+    assert unused == {"backbone.embeddings.mask_token", "head.weight"}
+
+
 def test_dense_sampling_at_224_px_is_the_original_one(tiny_model):
     image = torch.randn(2, 3, 224, 224)
     original = tiny_model(image).pooler_output

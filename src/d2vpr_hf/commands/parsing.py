@@ -57,6 +57,21 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30, width=min(110, shutil.get_terminal_size((100, 24)).columns))
 
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        # argparse measures the names of commands without their indentation, and would give the longest a line alone.
+        for command in self._iter_indented_subactions(action):
+            self._action_max_length = max(self._action_max_length, self._current_indent + len(command.dest))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        names = action.option_strings
+        # A key that may be written with _ or - is shown once.
+        action.option_strings = [*{name.replace("-", "_"): name for name in reversed(names)}.values()][::-1]
+        try:
+            return super()._format_action_invocation(action)
+        finally:
+            action.option_strings = names
+
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """ ". Did you mean X?" for the end of a message, or nothing where no known name resembles it."""

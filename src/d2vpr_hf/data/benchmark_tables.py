@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import DatasetDict, Features, IterableDatasetDict
 
 # Part of the fingerprint: another number makes caches of older code be built anew.
-_FORMAT = 1
+_FORMAT = 2
 _ROWS_AT_A_TIME = 10_000
 _STREAM_SHARDS = 64
 

@@ -17,7 +17,18 @@ TASK = "image-feature-extraction"
 SHOWN = ("recall@1", "recall@5", "recall@10")
 ORIGINAL_REPOSITORY = "https://github.com/tony19980810/D2VPR"
 # What a stage of training.json may say, in the order in which the card shows it.
-_STAGE_FIELDS = ("base_model", "teacher", "datasets", "data", "arguments", "best", "versions")
+_STAGE_FIELDS = (
+    "base_model",
+    "teacher",
+    "datasets",
+    "data",
+    "step",
+    "images",
+    "processes",
+    "best",
+    "arguments",
+    "versions",
+)
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Longer lists, such as a curve, are left to the file.
 _LONGEST_LIST = 12
@@ -39,7 +50,7 @@ def model_card(
     Args:
         repo_id: "owner/name".
         config: of the model.
-        cost: as `records.model_cost` gives it.
+        cost: as `ModelCost.to_json` gives it.
         evaluations: {file name: evaluation}, as `records.read_evaluations` gives them.
         training: as `records.read_training` gives it; None where nothing is recorded.
         license: of the weights, by its name on the Hub; None where none is stated.
@@ -55,7 +66,7 @@ def model_card(
         tags=list(TAGS),
         **({"model_name": name, "eval_results": results} if results else {}),
         base_model=_base_models(stages) or None,
-        datasets=_united(stages, "datasets") or None,
+        datasets=_datasets(stages) or None,
         **_license_data(license, config),
     )
     pca = config.pca_source
@@ -66,6 +77,7 @@ def model_card(
         address=f'"{repo_id}"' + (f', revision="{revision}"' if revision else ""),
         dim=f"{config.descriptor_dim:,}",
         plain_dim=config.descriptor_dim,
+        head_dim=f"{head_dim:,}" if (head_dim := getattr(config, "head_dim", None)) else None,
         unit_length=pca is None or pca["renormalise"],
         cross_image=config.cross_image_encoder,
         notes=[_line(note) for note in notes],
@@ -189,6 +201,11 @@ def _base_models(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     names = _united(stages[:1], "base_model")
     return [name for name in names if _HUB_ID.fullmatch(name) and not Path(name).exists()]
+
+
+def _datasets(stages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The sets that stages name, or else what they call their photos."""
+    return _united(stages, "datasets") or _united([stage.get("data") or {} for stage in stages], "name")
 
 
 def _united(stages: Sequence[Mapping[str, Any]], field: str) -> list[str]:

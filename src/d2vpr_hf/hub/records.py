@@ -1,15 +1,10 @@
-"""What a card's figures come from, as JSON that may leave this machine: evaluations, training and cost."""
+"""What a card's figures come from, as JSON that may leave this machine: evaluations and training."""
 
-import copy
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ..evaluation.results import RESULTS_FILE, Evaluation
 
@@ -74,26 +69,6 @@ def read_training(training: Mapping[str, Any] | str | Path) -> dict[str, Any]:
             f"Give {TRAINING_FILE} as `d2vpr train` writes it, or leave it out."
         )
     return without_folders(dict(content))
-
-
-def model_cost(model: torch.nn.Module, height: int, width: int) -> dict[str, int | float]:
-    """What a photo of these pixels costs the model: parameters, billions of multiply-accumulates, bytes."""
-    # A copy, because a model in training would count the black photo among its statistics.
-    model = copy.deepcopy(model).eval()
-    weight = next(model.parameters())
-    pixels = torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)
-    # Fused attention counts as nothing, so the count runs on the plain one.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        descriptor_dim = model(pixels).pooler_output.shape[-1]
-    return {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "gmacs": counter.get_total_flops() / 2e9,
-        "height": height,
-        "width": width,
-        "descriptor_dim": descriptor_dim,
-        "descriptor_bytes": 4 * descriptor_dim,
-        "weight_bytes": sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()),
-    }
 
 
 def without_folders(value: Any) -> Any:

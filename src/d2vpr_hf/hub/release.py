@@ -10,11 +10,12 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+from ..evaluation.cost import model_cost
 from ..evaluation.results import Evaluation
 from ..models.checkpoint import save_checkpoint
 from ..retrieval.embed import weight_hash
 from .card import model_card
-from .records import COST_FILE, EVALUATIONS_FOLDER, TRAINING_FILE, model_cost, read_evaluations, read_training
+from .records import COST_FILE, EVALUATIONS_FOLDER, TRAINING_FILE, read_evaluations, read_training
 
 # Of weights that somebody trained; a converted checkpoint gets none.
 DEFAULT_LICENSE = "apache-2.0"
@@ -65,7 +66,7 @@ def write_release(
     results = read_evaluations(evaluations, digest)
     training = _own_training(model, digest) if training is None else training
     record = None if training is None else read_training(training)
-    cost = model_cost(model, int(processor.size["height"]), int(processor.size["width"]))
+    cost = model_cost(model, height=processor.size["height"], width=processor.size["width"]).to_json()
     if license is None and model.config.converted_from is None:
         license = DEFAULT_LICENSE
     card = model_card(

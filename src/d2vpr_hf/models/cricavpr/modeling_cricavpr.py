@@ -10,7 +10,8 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from ..d2vpr.aggregator_d2vpr import GeM
-from ..d2vpr.modeling_d2vpr import D2VprBackbone, D2VprPreTrainedModel, cross_image_encoder, patch_grid
+from ..d2vpr.cross_image_d2vpr import attend_across_images, cross_image_encoder, refuse_groups_without_encoder
+from ..d2vpr.modeling_d2vpr import D2VprBackbone, D2VprPreTrainedModel, patch_grid
 from ..d2vpr.regions_d2vpr import MEDIUM_CUTS, SMALL_CUTS, region_cuts
 from .configuration_cricavpr import CricaVprConfig
 
@@ -23,12 +24,15 @@ class CricaVprModelOutput(ModelOutput):
         last_hidden_state: (batch, 1 + patches, hidden_size) class token and patch tokens after the final norm.
         pooler_output: (batch, descriptor_dim) float32 descriptors of unit length: global, 4 medium, 9 small regions.
         region_features: (batch, 13, hidden_size) the regions as pooled, before the encoder.
+        regional_descriptors: (batch, 14, hidden_size) float32, the 14 vectors as they are joined to a descriptor,
+            before that is brought to unit length: global, 4 medium, 9 small regions.
         hidden_states: on request, the embedding and each block's output, (batch, 1 + patches, hidden_size).
     """
 
     last_hidden_state: torch.FloatTensor | None = None
     pooler_output: torch.FloatTensor | None = None
     region_features: torch.FloatTensor | None = None
+    regional_descriptors: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
@@ -89,15 +93,23 @@ class CricaVprModel(D2VprPreTrainedModel):
         self.post_init()
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.FloatTensor, output_hidden_states: bool | None = None) -> CricaVprModelOutput:
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        output_hidden_states: bool | None = None,
+        images_per_group: int | None = None,
+    ) -> CricaVprModelOutput:
         """Descriptors of a batch of images.
 
         Args:
             pixel_values: (batch, 3, height, width) as the processor makes them, height and width multiples of 14
                 pixels.
             output_hidden_states: whether to keep what every block gives.
+            images_per_group: with the cross-image encoder, images attend to each other within groups of so many that
+                follow each other in the batch; None, as published, makes the batch one group.
 
-        Raises: ValueError if height or width is no multiple of the patch size, or too small for the regions.
+        Raises: ValueError if height or width is no multiple of the patch size, or too small for the regions; if the
+            batch is no multiple of `images_per_group`, or that is given without an encoder.
         """
         grid = patch_grid(pixel_values, self.config.backbone_config.patch_size)
         depth = self.config.backbone_config.num_hidden_layers
@@ -112,11 +124,14 @@ class CricaVprModel(D2VprPreTrainedModel):
         vectors = torch.cat([tokens[:, :1], features.to(tokens.dtype)], dim=1)  # (batch, 14, dim)
         if self.config.cross_image_encoder:
             self.warn_of_company()
-            # Original: the batch stands where attention expects the sequence, so that images attend to each other.
-            vectors = self.encoder(vectors)
-        descriptor = F.normalize(vectors.flatten(1).float(), dim=-1)  # (batch, 14 * dim)
+            vectors = attend_across_images(self.encoder, vectors, images_per_group)
+        else:
+            refuse_groups_without_encoder(images_per_group)
+        # float32 under autocast too: rounding here would shift every similarity.
+        vectors = vectors.float()
+        descriptor = F.normalize(vectors.flatten(1), dim=-1)  # (batch, 14 * dim)
         hidden_states = tuple(blocks[number] for number in sorted(blocks)) if keep_all else None
-        return CricaVprModelOutput(tokens, descriptor, features, hidden_states)
+        return CricaVprModelOutput(tokens, descriptor, features, vectors, hidden_states)
 
 
 __all__ = ["CricaVprModel", "CricaVprModelOutput"]

@@ -44,11 +44,12 @@ class D2VprConfig(PreTrainedConfig):
         interpolate_offset: patches added to the grid size when the position table is resized.
         dropout: of the aggregator's fusion and of the cross-image encoder, in training alone.
         converted_from: file name and SHA-256 of the checkpoint that was converted, if one was.
-        descriptor_dim: numbers in a descriptor; 14 * aggregator_dim, fewer only with a PCA.
+        descriptor_dim: numbers in a descriptor; 14 * aggregator_dim, fewer only with a PCA or a head.
         pca_source: None, or the model ends in a PCA, and this says what it was fitted on: `name` of the photos, how
             many `images`, `files_sha256` (of the SHA-256 of each file in hex, sorted, one a line; None where the
             photos were no files), `seed` that drew them, whether its output is brought to unit length
             (`renormalise`), and the share of the variance it keeps (`variance_kept`).
+        head_dim: None, or the model ends in a learned projection to so many numbers, which descriptor_dim then is.
 
     Raises: huggingface_hub's StrictDataclassError (a type or a relation between fields doesn't hold).
     Source: arXiv 2511.12528.
@@ -70,6 +71,7 @@ class D2VprConfig(PreTrainedConfig):
     converted_from: dict | None = None
     descriptor_dim: int | None = None
     pca_source: dict | None = None
+    head_dim: int | None = None
 
     def __post_init__(self, **kwargs) -> None:
         if isinstance(self.backbone_config, dict):
@@ -78,7 +80,7 @@ class D2VprConfig(PreTrainedConfig):
         # JSON knows no tuples, and a saved configuration must equal the loaded one.
         self.recovery_layers = tuple(self.recovery_layers)
         if self.descriptor_dim is None:
-            self.descriptor_dim = self.regional_dim
+            self.descriptor_dim = self.regional_dim if self.head_dim is None else self.head_dim
         super().__post_init__(**kwargs)
 
     @property
@@ -88,7 +90,7 @@ class D2VprConfig(PreTrainedConfig):
 
     @property
     def regional_dim(self) -> int:
-        """Numbers in the 14 regional descriptors, one after the other: a descriptor without PCA."""
+        """Numbers in the 14 regional descriptors, one after the other: a descriptor without PCA or head."""
         return REGIONS * self.aggregator_dim
 
     def validate_architecture(self) -> None:
@@ -118,15 +120,33 @@ class D2VprConfig(PreTrainedConfig):
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, but must be at least 0 and below 1.")
-        self.validate_reduction()
+
+    def validate_head(self) -> None:
+        if self.head_dim is None:
+            return
+        if self.pca_source is not None:
+            raise ValueError(
+                f"head_dim is {self.head_dim}, but the model ends in a PCA (pca_source) already, and a descriptor is "
+                "shortened by one of the two. Leave one out."
+            )
+        if not 1 <= self.head_dim <= self.regional_dim:
+            raise ValueError(
+                f"head_dim is {self.head_dim}, but a head shortens {self.regional_dim} numbers, so it must be 1 to "
+                f"{self.regional_dim}. Give 512 or 256, say."
+            )
+        if self.descriptor_dim != self.head_dim:
+            raise ValueError(
+                f"descriptor_dim is {self.descriptor_dim}, but a model with a head gives head_dim = {self.head_dim} "
+                "numbers. Leave descriptor_dim out."
+            )
 
     def validate_reduction(self) -> None:
         if self.pca_source is None:
-            if self.descriptor_dim != self.regional_dim:
+            if self.head_dim is None and self.descriptor_dim != self.regional_dim:
                 raise ValueError(
                     f"descriptor_dim is {self.descriptor_dim}, but without a PCA (pca_source is None) a descriptor has "
                     f"{REGIONS} * aggregator_dim = {self.regional_dim} numbers. Leave descriptor_dim out, and fit a "
-                    "PCA with `d2vpr reduce` for shorter descriptors."
+                    "PCA with `d2vpr reduce`, or set head_dim, for shorter descriptors."
                 )
             return
         if not 1 <= self.descriptor_dim <= self.regional_dim:

@@ -19,7 +19,9 @@ from transformers.utils.generic import can_return_tuple
 
 from .aggregator_d2vpr import D2VprAggregator, GeM, OffsetHead
 from .configuration_d2vpr import D2VprConfig
+from .cross_image_d2vpr import attend_across_images, cross_image_encoder, refuse_groups_without_encoder
 from .image_processing_d2vpr import D2VprImageProcessor
+from .shortening_d2vpr import D2VprHead, D2VprReduction
 
 ENCODER_PREFIX = "encoder."
 # DINOv2 normalises its last block's output; the recovery module has a norm of its own in that place.
@@ -33,10 +35,13 @@ class D2VprModelOutput(ModelOutput):
     Args:
         last_hidden_state: (batch, 1 + patches, aggregator_dim) class token and patch tokens after the recovery norm.
         pooler_output: (batch, descriptor_dim) float32 descriptors of unit length: global, 4 medium, 9 small regions.
-            With a PCA its components of these, which are of unit length only if the PCA renormalises.
+            With a PCA its components of these, which are of unit length only if the PCA renormalises; with a head
+            its projection of these, of unit length.
         region_boxes: (batch, 13, 4) centre x, centre y, width, height in shares of the image: 4 medium regions, then
             9 small ones, each row by row.
         region_features: (batch, 13, aggregator_dim) the regions as pooled, before fusion and position.
+        regional_descriptors: (batch, 14, aggregator_dim) float32, the 14 vectors as they are joined to a descriptor,
+            before that is brought to unit length: global, 4 medium, 9 small regions.
         hidden_states: on request, the student's embedding and each block's output, (batch, 1 + patches, hidden_size).
     """
 
@@ -44,6 +49,7 @@ class D2VprModelOutput(ModelOutput):
     pooler_output: torch.FloatTensor | None = None
     region_boxes: torch.FloatTensor | None = None
     region_features: torch.FloatTensor | None = None
+    regional_descriptors: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
@@ -177,38 +183,6 @@ class D2VprRecovery(nn.Module):
         return self.norm(self.projection(torch.cat(block_outputs, dim=-1)))
 
 
-def cross_image_encoder(dim: int, dropout: float) -> nn.TransformerEncoder:
-    """Two post-norm layers whose attention runs over the images of a batch, region by region.
-
-    Source: CricaVPR's cross-image encoder, which D2-VPR takes over.
-    """
-    layer = nn.TransformerEncoderLayer(
-        d_model=dim, nhead=dim // 48, dim_feedforward=dim * 8 // 3, dropout=dropout, activation="gelu"
-    )
-    return nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
-
-
-class D2VprReduction(nn.Module):
-    """A PCA of descriptors, kept with the files that it was fitted on. Nothing here is trained, so all are buffers."""
-
-    def __init__(self, config: D2VprConfig) -> None:
-        super().__init__()
-        self.renormalise = config.pca_source["renormalise"]
-        files = config.pca_source["images"] if config.pca_source["files_sha256"] else 0
-        # A model without a checkpoint keeps the first numbers, until a PCA is put in.
-        self.register_buffer("mean", torch.zeros(config.regional_dim))
-        self.register_buffer("components", torch.eye(config.descriptor_dim, config.regional_dim))
-        # Size in bytes and the first 8 bytes of the SHA-256 of each file, by which they are known again anywhere.
-        self.register_buffer("files", torch.zeros(files, 2, dtype=torch.int64))
-
-    def forward(self, descriptor: torch.Tensor) -> torch.Tensor:
-        """(batch, descriptor_dim) of descriptors (batch, 14 * aggregator_dim), both float32."""
-        # float32 under autocast too, as the descriptor itself.
-        with torch.autocast(descriptor.device.type, enabled=False):
-            reduced = F.linear(descriptor - self.mean.float(), self.components.float())
-            return F.normalize(reduced, dim=-1) if self.renormalise else reduced
-
-
 def patch_grid(pixel_values: torch.Tensor, patch: int) -> tuple[int, int]:
     """(rows, columns) of patches of `patch` pixels in (batch, 3, height, width)."""
     if pixel_values.ndim != 4 or any(side % patch or not side for side in pixel_values.shape[-2:]):
@@ -251,7 +225,7 @@ class D2VprPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["D2VprEmbeddings", "D2VprLayer", "D2VprAggregator"]  # noqa: RUF012
     _supports_sdpa = True
     # Each by itself: the whole module would bring the whole numbers of its files to float32 too.
-    _keep_in_fp32_modules_strict = ["reduction.mean", "reduction.components"]  # noqa: RUF012
+    _keep_in_fp32_modules_strict = ["reduction.mean", "reduction.components", "head.weight"]  # noqa: RUF012
     _warned_of_company = False
 
     @torch.no_grad()
@@ -259,6 +233,8 @@ class D2VprPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, GeM):
             init.constant_(module.p, 3.0)
+        elif isinstance(module, D2VprHead):
+            init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, OffsetHead):
             # The scale 0.5 + 1.5 * sigmoid(bias) is 1 here: new regions start as they are cut.
             init.zeros_(module.weight)
@@ -326,7 +302,8 @@ class D2VprPreTrainedModel(PreTrainedModel):
 class D2VprModel(D2VprPreTrainedModel):
     """D2-VPR: one descriptor an image, by which photos of the same place are nearest neighbours.
 
-    A configuration with a `pca_source` adds a PCA at the end, whose weights are the checkpoint's.
+    A configuration with a `pca_source` adds a PCA at the end, whose weights are the checkpoint's; one with a `head_dim`
+    adds a learned projection.
 
     Without the cross-image encoder a descriptor depends on its image alone. With it (`cross_image_encoder=True`, which
     a converted checkpoint that holds one asks for) the images of a batch attend to each other: the same photo gets
@@ -347,6 +324,8 @@ class D2VprModel(D2VprPreTrainedModel):
             self.encoder = cross_image_encoder(config.aggregator_dim, config.dropout)
         if config.pca_source is not None:
             self.reduction = D2VprReduction(config)
+        if config.head_dim is not None:
+            self.head = D2VprHead(config)
         self.post_init()
 
     @classmethod
@@ -386,14 +365,10 @@ class D2VprModel(D2VprPreTrainedModel):
                 images were no files.
             source: the configuration's `pca_source`.
 
-        Raises: ValueError if the model has a PCA already, or a tensor's shape doesn't fit. huggingface_hub's
+        Raises: ValueError if the model has a PCA or a head already, or a tensor's shape doesn't fit. huggingface_hub's
             StrictDataclassError if the source doesn't hold what the configuration asks for.
         """
-        if self.config.pca_source is not None:
-            raise ValueError(
-                f"The model ends in a PCA to {self.config.descriptor_dim} numbers already, fitted on "
-                f"{self.config.pca_source['name']}. Load the checkpoint it was made of, and fit one for that."
-            )
+        self._refuse_second_end()
         fields = {**self.config.to_dict(), "pca_source": source, "descriptor_dim": len(components)}
         checked = type(self.config).from_dict(fields)
         reduction = D2VprReduction(checked)
@@ -408,16 +383,55 @@ class D2VprModel(D2VprPreTrainedModel):
         self.reduction = reduction.to(self.device).train(self.training)
         self.config.descriptor_dim, self.config.pca_source = checked.descriptor_dim, checked.pca_source
 
+    def add_head(self, dim: int, seed: int = 0) -> None:
+        """Puts a new head behind the model, in place: a random projection to `dim` numbers, for training to improve.
+
+        From then on it is part of the configuration and of the checkpoint.
+
+        Args:
+            dim: numbers in a descriptor, such as 512 or 256.
+            seed: draws the projection.
+
+        Raises: ValueError if the model has a head or a PCA already. huggingface_hub's StrictDataclassError if `dim` is
+            none that the configuration admits.
+        """
+        self._refuse_second_end()
+        checked = type(self.config).from_dict({**self.config.to_dict(), "head_dim": dim, "descriptor_dim": dim})
+        head = D2VprHead(checked)
+        nn.init.normal_(head.weight, std=head.in_features**-0.5, generator=torch.Generator().manual_seed(seed))
+        self.head = head.to(self.device).train(self.training)
+        self.config.descriptor_dim, self.config.head_dim = checked.descriptor_dim, checked.head_dim
+
+    def _refuse_second_end(self) -> None:
+        if self.config.pca_source is not None:
+            raise ValueError(
+                f"The model ends in a PCA to {self.config.descriptor_dim} numbers already, fitted on "
+                f"{self.config.pca_source['name']}. Load the checkpoint it was made of, and go on from that."
+            )
+        if self.config.head_dim is not None:
+            raise ValueError(
+                f"The model ends in a head to {self.config.head_dim} numbers already. Load the checkpoint it was put "
+                "on, or train this head further."
+            )
+
     @can_return_tuple
-    def forward(self, pixel_values: torch.FloatTensor, output_hidden_states: bool | None = None) -> D2VprModelOutput:
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        output_hidden_states: bool | None = None,
+        images_per_group: int | None = None,
+    ) -> D2VprModelOutput:
         """Descriptors of a batch of images.
 
         Args:
             pixel_values: (batch, 3, height, width) as the processor makes them, height and width multiples of 14
                 pixels.
             output_hidden_states: whether to keep what every block gives.
+            images_per_group: with the cross-image encoder, images attend to each other within groups of so many that
+                follow each other in the batch; None makes the batch one group.
 
-        Raises: ValueError if height or width is no multiple of the patch size.
+        Raises: ValueError if height or width is no multiple of the patch size, the batch none of `images_per_group`,
+            or that is given without an encoder.
         """
         grid = patch_grid(pixel_values, self.config.backbone_config.patch_size)
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -429,14 +443,18 @@ class D2VprModel(D2VprPreTrainedModel):
         vectors, boxes, features = self.aggregator(patch_map, tokens[:, 0])  # vectors (batch, 14, dim)
         if self.config.cross_image_encoder:
             self.warn_of_company()
-            # Original: the batch stands where attention expects the sequence, so that images attend to each other.
-            vectors = self.encoder(vectors)
+            vectors = attend_across_images(self.encoder, vectors, images_per_group)
+        else:
+            refuse_groups_without_encoder(images_per_group)
         # float32 under autocast too: rounding here would shift every similarity.
-        descriptor = F.normalize(vectors.flatten(1).float(), dim=-1)  # (batch, 14 * dim)
+        vectors = vectors.float()
+        descriptor = F.normalize(vectors.flatten(1), dim=-1)  # (batch, 14 * dim)
         if self.config.pca_source is not None:
             descriptor = self.reduction(descriptor)  # (batch, descriptor_dim)
+        if self.config.head_dim is not None:
+            descriptor = self.head(descriptor)  # (batch, descriptor_dim)
         hidden_states = tuple(blocks[number] for number in sorted(blocks)) if keep_all else None
-        return D2VprModelOutput(tokens, descriptor, boxes, features, hidden_states)
+        return D2VprModelOutput(tokens, descriptor, boxes, features, vectors, hidden_states)
 
 
 __all__ = ["D2VprModel", "D2VprModelOutput", "D2VprPreTrainedModel"]

@@ -1,0 +1,154 @@
+"""`d2vpr train`: a configuration becomes a training run; without one, a made town shows both stages."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .checkpoints import quieten_transformers
+from .parsing import CommandParser, UsageError, add_command
+
+if TYPE_CHECKING:
+    from ..training.town_run import TownRun
+    from ..training.trainer import TrainingResult
+
+DESCRIPTION = """\
+Trains D2-VPR: stage distill teaches a student to give a teacher's descriptors, stage finetune brings descriptors of
+the same place together.
+  d2vpr train                              both stages in a tiny size, on a town that it draws
+  d2vpr train --config examples/configs/distill.yaml --data GSV-Cities --output runs/distill
+  d2vpr train --config examples/configs/finetune.yaml --data GSV-Cities --model runs/distill/checkpoint
+
+`accelerate launch examples/train.py` is the same with accelerate's launcher: several GPUs, mixed precision, FSDP,
+DeepSpeed as its own configuration says. Several processes on a CPU need
+  accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no ...
+
+A configuration is a YAML file of the keys below; what stands on the command line wins. BatchNorm normalises by each
+process's own batch unless --sync_batchnorm is on (CUDA only)."""
+
+TOWN_KEYS = ("output", "seed")
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
+    from ..training.arguments import PRESET_NAMES, STAGES
+
+    parser = add_command(
+        subparsers,
+        "train",
+        run,
+        summary="train a model: distill from a teacher, fine-tune on places",
+        usage="[--config FILE] [--KEY VALUE ...]",
+        description=DESCRIPTION,
+    )
+    group = parser.add_argument_group("what to run")
+    group.add_argument("--config", metavar="FILE", help="YAML file of keys (default: draw a town and train on it)")
+    group.add_argument("--stage", metavar="STAGE", choices=tuple(STAGES), help="distill or finetune, without a file")
+    group.add_argument(
+        "--preset",
+        metavar="NAME",
+        choices=PRESET_NAMES,
+        help="published: the recipe of the paper as it was really run (default: default)",
+    )
+    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    _add_keys(parser)
+    return parser
+
+
+def _add_keys(parser: CommandParser) -> None:
+    """An option for each key of either stage, under its heading. All are text, which the arguments themselves check."""
+    from ..training.arguments import documented_keys
+
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for key in documented_keys():
+        if key.group not in groups:
+            groups[key.group] = parser.add_argument_group(key.group)
+        names = dict.fromkeys([f"--{key.name}", f"--{key.name.replace('_', '-')}"])
+        many = {"nargs": "+"} if key.many else {"nargs": "?", "const": "true"} if key.is_switch else {}
+        groups[key.group].add_argument(
+            *names, dest=key.name, default=argparse.SUPPRESS, metavar=key.metavar, help=key.help, **many
+        )
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..training.arguments import documented_keys
+
+    quieten_transformers()
+    _show_log()
+    given = {key.name: getattr(options, key.name) for key in documented_keys() if hasattr(options, key.name)}
+    if options.config is None and options.stage is None:
+        return _run_town(options, given)
+    from ..training.arguments import resolve_arguments
+    from ..training.trainer import train
+
+    values = _read_config(options.config) if options.config else {}
+    values |= {name: value for name in ("stage", "preset") if (value := getattr(options, name)) is not None}
+    result = train(resolve_arguments(values | given, options.config or "the command line"))
+    if _is_main_process():
+        _print_result(options, result)
+    return 0
+
+
+def _run_town(options: argparse.Namespace, given: dict[str, Any]) -> int:
+    """Teacher, distilled and fine-tuned student of a town."""
+    if options.preset or (others := sorted(given.keys() - set(TOWN_KEYS))):
+        name = "preset" if options.preset else others[0]
+        raise UsageError(
+            f"--{name} needs to know what to train: give --config FILE or --stage. Without them a town is drawn, which "
+            "takes --output and --seed alone."
+        )
+    from ..training.arguments import checked
+    from ..training.town_run import train_on_town
+
+    town = train_on_town(given.get("output", "runs/town"), seed=checked("seed", given.get("seed", 0), int))
+    if _is_main_process():
+        print(json.dumps(town.to_json(), indent=2) if options.json else _town_text(town))
+    return 0
+
+
+def _read_config(path: str) -> dict[str, Any]:
+    """The keys of a YAML file."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no YAML ({' '.join(str(error).split())}). Repair the file.") from error
+    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise UsageError(
+            f"{path} holds no keys, but must look like examples/configs/distill.yaml: one 'key: value' a line."
+        )
+    return values
+
+
+def _print_result(options: argparse.Namespace, result: "TrainingResult") -> None:
+    if options.json:
+        print(json.dumps(result.to_json(), indent=2))
+        return
+    print(f"{result.checkpoint}: the weights of step {result.best_step} of {result.steps}")
+    if result.best_recall is not None:
+        print(f"recall in validation: {100 * result.best_recall:.1f} %")
+    if result.replaced:
+        print(f"unreadable photos that another stood in for: {result.replaced}")
+
+
+def _town_text(town: "TownRun") -> str:
+    lines = [town.table().text(), f"checkpoint: {town.checkpoint}"]
+    return "\n".join([*lines, "A drawn town is no evidence about real streets."])
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _show_log() -> None:
+    """Has the trainer's log shown on stderr, once for all processes."""
+    log = logging.getLogger("d2vpr_hf.training")
+    if log.handlers or not _is_main_process():
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)

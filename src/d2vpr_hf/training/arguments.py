@@ -1,0 +1,440 @@
+"""What a training run is asked to do: one dataclass a stage, whose fields are the keys of a configuration file."""
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields
+from dataclasses import field as dataclass_field
+from types import NoneType, UnionType
+from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+Stage = Literal["distill", "finetune"]
+
+DATA, MODEL, TEACHER, LOSS, OPTIMISER, SPEED, VALIDATION, RUN = (
+    "photos, and how a batch is drawn from them",
+    "the model that is trained",
+    "the teacher, and how the student follows it",
+    "the loss on places (stage finetune)",
+    "optimiser and schedule",
+    "memory and speed",
+    "validation",
+    "the run and its folder",
+)
+
+# What may differ when a run goes on: none of it decides a batch or a loss that is still to come.
+FREE_ON_RESUME = frozenset(
+    [
+        "output",
+        "resume",
+        "workers",
+        "threads",
+        "log_every",
+        "tracker",
+        "validation",
+        "validate_every",
+        "validation_k",
+        "patience",
+        "save_every",
+        "keep_states",
+        "teacher_cache",
+    ]
+)
+
+
+def key(default: Any, words: str, group: str) -> Any:
+    """A field: its default, its help text, and the heading under which `--help` lists it."""
+    metadata = {"help": words, "group": group}
+    if isinstance(default, list):
+        return dataclass_field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclass_field(default=default, metadata=metadata)
+
+
+@dataclass(kw_only=True)
+class TrainingArguments:
+    """Keys that both stages share. `from_mapping` makes one of a configuration, `to_dict` writes it down.
+
+    Raises: ValueError naming the key, what was found and what is expected.
+    """
+
+    data: list[str] = key(
+        [],
+        "folders to train on: GSV-Cities (Images/, Dataframes/), or photos with a place column (metadata.csv) or one "
+        "subfolder a place; several are joined",
+        DATA,
+    )
+    cities: list[str] | None = key(None, "of GSV-Cities, these alone", DATA)
+    place_column: str = key("place", "column of metadata.csv that names the place", DATA)
+    places_per_batch: int = key(16, "places in a batch of one process", DATA)
+    images_per_place: int = key(4, "photos of each; places with fewer are left out, and counted", DATA)
+    augmentation: Literal["randaugment", "revisit", "none"] = key(
+        "randaugment", "randaugment: the field's; revisit: light, night, weather, occlusion, view", DATA
+    )
+    augmentation_operations: int = key(3, "operations of RandAugment on each photo", DATA)
+    augmentation_magnitude: int = key(15, "their strength, 0 to 30", DATA)
+    image_size: int | None = key(None, "pixels a side, a multiple of 14 (default: the model's processor's)", DATA)
+
+    model: str | None = key(
+        None, "what to start from: a folder or Hub name of D2-VPR, CricaVPR or (new adapters) DINOv2", MODEL
+    )
+    model_config: dict | str | None = key(
+        None, "instead: a configuration (JSON, or its file) of a new model with random weights", MODEL
+    )
+    head_dim: int | None = key(
+        None, "give the model a learned compact head of this many numbers, such as 512 or 256", MODEL
+    )
+    trainable_blocks: int = key(-1, "how many of the last blocks are trained; -1: all, and the embeddings", MODEL)
+    trainable_modules: list[str] | None = key(
+        None, "of what comes behind the blocks, these modules alone (default: all of it)", MODEL
+    )
+    frozen_batchnorm: Literal["eval", "train"] = key(
+        "eval", "train: BatchNorm of frozen modules goes on following the batches, as in the published recipe", MODEL
+    )
+
+    teacher: str | None = key(
+        None,
+        "a folder or Hub name of DINOv2 (with or without registers), CricaVPR or D2-VPR, or module:factory for any "
+        "network (see docs/training.md)",
+        TEACHER,
+    )
+    teacher_mode: Literal["batch_independent", "place_grouped", "as_published"] = key(
+        "batch_independent",
+        "whose images a teacher's cross-image encoder sees: none but its own, those of its place, the whole batch",
+        TEACHER,
+    )
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto", "auto: the lowest precision that shifts descriptors by less than 5 % of their mean distance", TEACHER
+    )
+    teacher_cache: str | None = key(
+        None, "folder that keeps its descriptors by image hash; needs augmentation none", TEACHER
+    )
+    distillation_loss: Literal["cosine", "mse"] = key(
+        "cosine", "cosine: 1 - cosine of descriptors; mse: as published, some 1e-5 at the start", TEACHER
+    )
+    region_weight: float = key(0.0, "weight of a further term: 1 - cosine of each of the 14 regions", TEACHER)
+    token_weight: float = key(0.0, "weight of a further term: 1 - cosine of each patch token", TEACHER)
+
+    optimizer: Literal["adamw", "adam"] = key("adamw", "the optimiser", OPTIMISER)
+    learning_rate: float = key(1e-4, "at the end of the warm-up", OPTIMISER)
+    weight_decay: float = key(1e-2, "of AdamW; of Adam it is an L2 penalty", OPTIMISER)
+    schedule: Literal["cosine", "constant"] = key("cosine", "cosine falls to a hundredth", OPTIMISER)
+    warmup_epochs: float = key(0.5, "epochs in which the learning rate rises from 0; parts of one count", OPTIMISER)
+    epochs: int = key(10, "passes through all places", OPTIMISER)
+    max_steps: int | None = key(None, "stop after so many steps (default: after all epochs)", OPTIMISER)
+    gradient_accumulation_steps: int = key(
+        1, "batches before each step of the optimiser; each has its own loss", OPTIMISER
+    )
+    max_grad_norm: float = key(1.0, "gradients are clipped to this length; 0: not at all", OPTIMISER)
+
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = key(
+        None, "arithmetic of the student (default: what `accelerate launch` was told, else no)", SPEED
+    )
+    gradient_checkpointing: bool = key(False, "compute activations twice to keep fewer of them", SPEED)
+    compile: bool = key(False, "torch.compile the student", SPEED)
+    sync_batchnorm: bool = key(
+        False,
+        "BatchNorm over the batches of all processes (CUDA only). Otherwise each process normalises by its own batch, "
+        "so that results in training depend on the number of processes",
+        SPEED,
+    )
+    workers: int = key(2, "processes that decode and augment photos; 0: none beside the trainer", SPEED)
+    threads: int | None = key(None, "of torch on a CPU (default: the cores, shared by the processes)", SPEED)
+
+    validation: list[str] = key(
+        [], "PROTOCOL=FOLDER, such as msls-val-740=data/msls; the first decides which checkpoint is best", VALIDATION
+    )
+    validate_every: int | None = key(None, "steps (default: each epoch)", VALIDATION)
+    validation_k: int = key(5, "the best checkpoint has the best recall@k", VALIDATION)
+    patience: int | None = key(None, "stop after so many validations without a better one (default: never)", VALIDATION)
+
+    output: str = key("runs/train", "folder of the run: settings, metrics, plots, states, checkpoint", RUN)
+    resume: bool = key(False, "go on with the run in the folder; the same batches and losses as without a stop", RUN)
+    seed: int = key(0, "of weights, batches and augmentation", RUN)
+    save_every: int = key(500, "steps between full states, from which a run can go on", RUN)
+    keep_states: int = key(2, "how many of them are kept", RUN)
+    log_every: int = key(10, "steps between lines of metrics", RUN)
+    tracker: str = key("tensorboard", "any of accelerate's trackers; none: the run folder's own files alone", RUN)
+
+    stage: Stage = dataclass_field(init=False, default="distill")
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.init:
+                setattr(self, field.name, checked(field.name, getattr(self, field.name), self.types()[field.name]))
+        self.check()
+
+    @classmethod
+    def types(cls) -> dict[str, Any]:
+        """The type of each key."""
+        return get_type_hints(cls)
+
+    @classmethod
+    def names(cls) -> list[str]:
+        return [field.name for field in fields(cls) if field.init]
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], origin: str = "the configuration") -> Self:
+        """Arguments of a mapping, all keys of which must be known; `origin` names it in errors."""
+        refuse_unknown(values, cls.names(), origin)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All keys with their values, and the stage."""
+        return {"stage": self.stage, **{name: getattr(self, name) for name in self.names()}}
+
+    def check(self) -> None:
+        """What one key can't know by itself."""
+        at_least = {
+            "places_per_batch": 1, "images_per_place": 1, "augmentation_operations": 0, "epochs": 1, "workers": 0,
+            "gradient_accumulation_steps": 1, "validation_k": 1, "save_every": 1, "keep_states": 1, "log_every": 1,
+            "warmup_epochs": 0, "max_grad_norm": 0, "region_weight": 0, "token_weight": 0, "weight_decay": 0,
+            "trainable_blocks": -1, "seed": 0,
+        }  # fmt: skip
+        optional = {"max_steps": 1, "validate_every": 1, "patience": 1, "threads": 1, "head_dim": 1, "image_size": 14}
+        for name, least in (at_least | optional).items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, but must be at least {least}.")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0.")
+        if self.augmentation_magnitude not in range(31):
+            raise ValueError(f"augmentation_magnitude is {self.augmentation_magnitude}, but must be 0 to 30.")
+        if self.image_size is not None and self.image_size % 14:
+            raise ValueError(f"image_size is {self.image_size}, but must be a multiple of 14 pixels, such as 224.")
+        if not self.data:
+            raise ValueError("data is missing. Give at least one folder of training photos: --data FOLDER.")
+        if (self.model is None) == (self.model_config is None):
+            found = "both" if self.model else "neither"
+            raise ValueError(
+                f"{found} of model and model_config given, but one of them is needed: a checkpoint to start from "
+                "(--model facebook/dinov2-small), or the configuration of a new model with random weights."
+            )
+        for entry in self.validation:
+            if not all(entry.partition("=")):
+                raise ValueError(f"validation has {entry!r}, but expects PROTOCOL=FOLDER, such as folders=data/town.")
+        if self.patience is not None and not self.validation:
+            raise ValueError("patience needs a validation set to wait for. Give --validation, or leave patience out.")
+        if self.teacher_cache is not None and self.augmentation != "none":
+            raise ValueError(
+                f"teacher_cache keeps descriptors of photos as they are, but augmentation is {self.augmentation}. "
+                "Set augmentation to none, or leave teacher_cache out."
+            )
+        if self.teacher_cache is not None and self.token_weight:
+            raise ValueError("teacher_cache keeps no patch tokens. Set token_weight to 0, or leave teacher_cache out.")
+
+
+@dataclass(kw_only=True)
+class DistillArguments(TrainingArguments):
+    """Stage 1: the student learns to give the teacher's descriptors."""
+
+    stage: Stage = dataclass_field(init=False, default="distill")
+
+    def check(self) -> None:
+        super().check()
+        if self.teacher is None:
+            raise ValueError(
+                "teacher is missing: stage distill follows one. Give --teacher facebook/dinov2-base, or a converted "
+                "CricaVPR folder."
+            )
+        if self.head_dim is not None:
+            raise ValueError("head_dim is for stage finetune: distilling gives a head nothing to learn. Leave it out.")
+
+
+@dataclass(kw_only=True)
+class FinetuneArguments(TrainingArguments):
+    """Stage 2: descriptors of the same place come together, of others apart."""
+
+    trainable_blocks: int = key(4, "how many of the last blocks are trained; -1: all, and the embeddings", MODEL)
+    places_per_batch: int = key(32, "places in a batch of one process; all processes' descriptors are compared", DATA)
+    descriptor_chunk: int | None = key(
+        None,
+        "photos at a time: the whole batch's descriptors without graph, then chunk by chunk with the cached gradient, "
+        "so that memory holds one chunk (default: the whole batch at once)",
+        SPEED,
+    )
+    alpha: float = key(1.0, "multi-similarity: weight of positives", LOSS)
+    beta: float = key(50.0, "multi-similarity: weight of negatives", LOSS)
+    base: float = key(0.0, "multi-similarity: similarity that separates them", LOSS)
+    epsilon: float = key(0.1, "margin of the miner", LOSS)
+    distillation_weight: float = key(0.0, "keep following a teacher, with this weight", LOSS)
+
+    stage: Stage = dataclass_field(init=False, default="finetune")
+
+    def check(self) -> None:
+        super().check()
+        if self.images_per_place < 2:
+            raise ValueError(f"images_per_place is {self.images_per_place}, but a positive pair needs at least 2.")
+        if self.places_per_batch < 2:
+            raise ValueError(f"places_per_batch is {self.places_per_batch}, but a negative pair needs at least 2.")
+        if self.descriptor_chunk is not None and self.descriptor_chunk < 1:
+            raise ValueError(f"descriptor_chunk is {self.descriptor_chunk}, but must be at least 1 photo.")
+        if self.distillation_weight < 0:
+            raise ValueError(f"distillation_weight is {self.distillation_weight}, but must be at least 0.")
+        if (self.teacher is None) != (self.distillation_weight == 0):
+            raise ValueError(
+                f"teacher is {self.teacher} and distillation_weight {self.distillation_weight}: stage finetune follows "
+                "a teacher only with both. Give both, or neither."
+            )
+
+
+STAGES: dict[str, type[TrainingArguments]] = {"distill": DistillArguments, "finetune": FinetuneArguments}
+
+# The published recipes as they were really run; what each key differs in from the default, and why, is in
+# docs/training.md.
+PRESETS: dict[tuple[str, str], dict[str, Any]] = {
+    ("distill", "published"): {
+        "places_per_batch": 8,
+        "images_per_place": 4,
+        "teacher_mode": "as_published",
+        "teacher_dtype": "float32",
+        "distillation_loss": "mse",
+        "optimizer": "adam",
+        "learning_rate": 2.5e-5,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "warmup_epochs": 0.0,
+        "epochs": 20,
+        "max_grad_norm": 0.0,
+    },
+    ("finetune", "published"): {
+        "places_per_batch": 128,
+        "images_per_place": 4,
+        "frozen_batchnorm": "train",
+        "optimizer": "adamw",
+        "learning_rate": 2e-4,
+        "weight_decay": 1e-3,
+        "schedule": "constant",
+        "warmup_epochs": 3900.0,
+        "epochs": 120,
+        "max_grad_norm": 0.0,
+        "mixed_precision": "fp16",
+        "validation_k": 1,
+    },
+}
+PRESET_NAMES = ("default", "published")
+
+
+def resolve_arguments(values: Mapping[str, Any], origin: str = "the configuration") -> TrainingArguments:
+    """The arguments of a stage from `stage`, `preset` and further keys, which win over the preset.
+
+    Raises: ValueError for an unknown stage, preset or key, with the nearest known one, and for values that don't fit.
+    """
+    values = dict(values)
+    stage, preset = values.pop("stage", None), values.pop("preset", "default")
+    if stage not in STAGES:
+        raise ValueError(f"stage is {stage!r} in {origin}, but must be one of {', '.join(STAGES)}.")
+    if preset not in PRESET_NAMES:
+        raise ValueError(f"preset is {preset!r} in {origin}; there are {', '.join(PRESET_NAMES)}.")
+    others = {name for kind in STAGES.values() for name in kind.names()} - {*STAGES[stage].names()}
+    if foreign := sorted(others & values.keys()):
+        raise ValueError(f"{origin} has {foreign[0]}, which is a key of another stage than {stage}. Leave it out.")
+    refuse_unknown(values, [*STAGES[stage].names(), "stage", "preset"], origin)
+    return STAGES[stage].from_mapping(PRESETS.get((stage, preset), {}) | values, origin)
+
+
+def refuse_unknown(values: Iterable[str], known: list[str], origin: str) -> None:
+    """Raises ValueError for the first key that isn't known, with the nearest that is."""
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{origin} has the unknown key {name!r}. {hint}`d2vpr train --help` lists all keys.")
+
+
+def checked(name: str, value: Any, kind: Any) -> Any:
+    """The value as its type has it; YAML reads 1e-4 as text, and whole numbers where fractions may stand.
+
+    Raises: ValueError if it is of another type.
+    """
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    for each in kinds:
+        if (found := _as_kind(value, each)) is not None or (value is None and each is NoneType):
+            return found
+    raise ValueError(f"{name} is {value!r}, but expects {describe(kind)}.")
+
+
+def _as_kind(value: Any, kind: Any) -> Any:
+    """The value if it fits one type, else None."""
+    if get_origin(kind) is Literal:
+        return value if value in get_args(kind) else None
+    if get_origin(kind) is list:
+        entries = value if isinstance(value, list | tuple) else [value]
+        return [str(entry) for entry in entries] if all(isinstance(entry, str | int) for entry in entries) else None
+    if kind is bool:
+        return {"true": True, "false": False}.get(str(value).lower())
+    if isinstance(value, bool):
+        return None
+    if kind in (int, float) and isinstance(value, int | float | str):
+        try:
+            number = float(value)
+        except ValueError:
+            return None
+        if not math.isfinite(number):
+            return None
+        return number if kind is float else int(number) if number == int(number) else None
+    return value if isinstance(kind, type) and isinstance(value, kind) else None
+
+
+def describe(kind: Any) -> str:
+    """A type in words, for errors and help."""
+    if get_origin(kind) is Literal:
+        return ", ".join(get_args(kind)[:-1]) + f" or {get_args(kind)[-1]}"
+    if NoneType in get_args(kind):
+        return " or ".join(describe(each) for each in get_args(kind) if each is not NoneType) + " (or nothing)"
+    if get_origin(kind) is list:
+        return "a list of names"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
+    return words.get(kind, str(kind))
+
+
+@dataclass(frozen=True)
+class DocumentedKey:
+    """A key as `--help` shows it."""
+
+    name: str
+    group: str
+    help: str
+    metavar: str
+    many: bool
+    is_switch: bool
+
+
+def documented_keys() -> list[DocumentedKey]:
+    """All keys of both stages, by heading, each with its default or defaults."""
+    found: dict[str, DocumentedKey] = {}
+    for name in dict.fromkeys(name for kind in STAGES.values() for name in kind.names()):
+        owners = {stage: kind for stage, kind in STAGES.items() if name in kind.names()}
+        last = [*owners.values()][-1]
+        field = next(field for field in fields(last) if field.name == name)
+        defaults = {stage: _default_words(kind, name) for stage, kind in owners.items()}
+        words = field.metadata["help"]
+        if len({*defaults.values()}) > 1:
+            words += f" (default: {', '.join(f'{stage} {default}' for stage, default in defaults.items())})"
+        elif "(default:" not in words and (default := next(iter(defaults.values()))):
+            words += f" (default: {default})"
+        if len(owners) < len(STAGES):
+            words += f" [{', '.join(owners)}]"
+        kind = last.types()[name]
+        kinds = get_args(kind) if NoneType in get_args(kind) else (kind,)
+        found[name] = DocumentedKey(
+            name,
+            field.metadata["group"],
+            words.replace("%", "%%"),
+            _metavar(kinds[0]),
+            many=get_origin(kinds[0]) is list,
+            is_switch=kinds[0] is bool,
+        )
+    order = [DATA, MODEL, TEACHER, LOSS, OPTIMISER, SPEED, VALIDATION, RUN]
+    return sorted(found.values(), key=lambda each: order.index(each.group))
+
+
+def _default_words(kind: type[TrainingArguments], name: str) -> str:
+    field = next(field for field in fields(kind) if field.name == name)
+    if field.default is None or field.default is MISSING:
+        return ""
+    return {True: "off" if field.default is False else "on"}.get(isinstance(field.default, bool), str(field.default))
+
+
+def _metavar(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "|".join(get_args(kind))
+    return {int: "N", float: "X", bool: "true|false", dict: "JSON"}.get(kind, "NAME")

@@ -1,0 +1,67 @@
+"""How many processes a run has, and whether that is what its launcher was asked for."""
+
+import os
+import sys
+from collections.abc import Mapping
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import ProjectConfiguration
+
+from .arguments import TrainingArguments
+from .run_folder import RunFolder
+
+CPU_LAUNCH = (
+    "accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no "
+    "examples/train.py"
+)
+
+
+def check_launcher(environment: Mapping[str, str] = os.environ) -> None:
+    """Stops a run whose launcher was asked for several processes and started one.
+
+    `accelerate launch --num_processes 2` without a GPU does that: it names a meeting point, but no number of processes.
+
+    Raises: RuntimeError naming the form that starts several processes on a CPU.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in environment
+    if launched and {"MASTER_ADDR", "MASTER_PORT"} <= environment.keys() and "WORLD_SIZE" not in environment:
+        raise RuntimeError(
+            "The launcher was asked for several processes, but started one alone, as `accelerate launch "
+            f"--num_processes N` does without a GPU. For several on a CPU use `{CPU_LAUNCH}` (the trainer stays on the "
+            "CPU where there is no GPU), or --num_processes 1 for one."
+        )
+
+
+def make_accelerator(arguments: TrainingArguments, folder: RunFolder) -> Accelerator:
+    """The accelerator of one run, as its launcher and arguments ask.
+
+    Raises: RuntimeError if the launcher started fewer processes than asked for. ValueError for sync_batchnorm without
+        CUDA.
+    """
+    check_launcher()
+    on_cpu = not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if arguments.sync_batchnorm and not torch.cuda.is_available():
+        raise ValueError(
+            "sync_batchnorm is on, but there is no CUDA device, and torch synchronises BatchNorm on CUDA alone. Leave "
+            "it out: each process then normalises by its own batch."
+        )
+    # One process may make several runs, each with a precision of its own.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=arguments.mixed_precision,
+        gradient_accumulation_steps=arguments.gradient_accumulation_steps,
+        log_with=None if arguments.tracker == "none" else arguments.tracker,
+        project_config=ProjectConfiguration(project_dir=str(folder.root), logging_dir=str(folder.root / "tracker")),
+    )
+    if accelerator.device.type == "cpu":
+        # `accelerate launch` leaves each process one thread.
+        torch.set_num_threads(arguments.threads or max(1, cores() // accelerator.num_processes))
+    return accelerator
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

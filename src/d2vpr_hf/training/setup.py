@@ -1,0 +1,182 @@
+"""Opens what a run needs: model, processor, photos, teacher, and the order of the batches."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import cached_file
+
+from ..data.augmentation import TrainingTransform
+from ..data.place_sampler import PlaceSampler
+from ..data.training_images import TrainingImages
+from ..data.training_places import TrainingPlaces, read_training_places
+from ..models.cricavpr.configuration_cricavpr import CricaVprConfig
+from ..models.cricavpr.modeling_cricavpr import CricaVprModel
+from ..models.d2vpr.configuration_d2vpr import D2VprConfig
+from ..models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
+from ..models.d2vpr.modeling_d2vpr import D2VprModel
+from .arguments import TrainingArguments
+from .targets import CachedTargets, LiveTargets, Targets
+from .teacher_cache import TeacherCache
+from .teachers import Teacher, TeacherNetwork, open_teacher
+
+TRAINING = "training.json"
+OURS = {"d2vpr": (D2VprConfig, D2VprModel), "cricavpr": (CricaVprConfig, CricaVprModel)}
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """The model of a run with its processor.
+
+    Attributes:
+        model: D2-VPR or CricaVPR.
+        processor: prepares its photos.
+        history: the stages that it went through before, as its checkpoint has them.
+    """
+
+    model: nn.Module
+    processor: BaseImageProcessor
+    history: list[dict[str, Any]]
+
+
+def open_trainee(arguments: TrainingArguments) -> Trainee:
+    """The model to train: loaded, or new with seeded random weights.
+
+    Raises: ValueError if a checkpoint or configuration is of another kind, or has a head already and another is asked
+        for. OSError if there is no such checkpoint.
+    """
+    torch.manual_seed(arguments.seed)
+    if arguments.model is None:
+        trainee = Trainee(_new_model(arguments.model_config), D2VprImageProcessor(), [])
+    else:
+        trainee = _loaded(arguments.model)
+    model, processor = trainee.model, trainee.processor
+    if arguments.image_size is not None:
+        processor.size = {"height": arguments.image_size, "width": arguments.image_size}
+        processor = type(processor).from_dict(processor.to_dict())
+    if arguments.head_dim is not None:
+        if not isinstance(model, D2VprModel):
+            raise ValueError(f"head_dim is for D2-VPR, but the model is a {type(model).__name__}. Leave it out.")
+        if model.config.head_dim not in (None, arguments.head_dim):
+            raise ValueError(
+                f"head_dim is {arguments.head_dim}, but {arguments.model} has a head of {model.config.head_dim} "
+                "already. Leave it out, or start from a checkpoint without a head."
+            )
+        if model.config.head_dim is None:
+            model.add_head(arguments.head_dim, seed=arguments.seed)
+    return Trainee(model, processor, trainee.history)
+
+
+def _new_model(config: Mapping[str, Any] | str) -> nn.Module:
+    """A model with random weights of a configuration, or of a JSON text or file that holds one."""
+    if isinstance(config, str):
+        text = config if config.lstrip().startswith("{") else Path(config).read_text(encoding="utf-8")
+        try:
+            config = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"model_config is no JSON ({error}). Give a JSON object, or the file of one.") from error
+    kind = config.get("model_type", "d2vpr")
+    if kind not in OURS:
+        raise ValueError(f"model_config has the model_type {kind!r}, but there are {' and '.join(OURS)}.")
+    config_class, model_class = OURS[kind]
+    known = set(config_class().to_dict())
+    if unknown := [name for name in config if name not in known]:
+        raise ValueError(f"model_config has the unknown field {unknown[0]!r}; a {kind} model has {sorted(known)}.")
+    return model_class(config_class.from_dict(dict(config)))
+
+
+def _loaded(name: str) -> Trainee:
+    """A checkpoint of ours, or a new student that starts from DINOv2's weights."""
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type == "dinov2":
+        return Trainee(D2VprModel.from_dinov2(name), D2VprImageProcessor(), [])
+    if config.model_type not in OURS:
+        raise ValueError(
+            f"{name} holds a model of type {config.model_type}, but what is trained is {', '.join(OURS)}, or a new "
+            "student from dinov2. Give another --model."
+        )
+    model = AutoModel.from_pretrained(name, dtype=torch.float32)
+    return Trainee(model, AutoImageProcessor.from_pretrained(name), read_history(name))
+
+
+def read_history(name: str) -> list[dict[str, Any]]:
+    """The stages that a checkpoint says it went through; none where it says nothing."""
+    found = cached_file(name, TRAINING, _raise_exceptions_for_missing_entries=False)
+    return json.loads(Path(found).read_text(encoding="utf-8"))["stages"] if found else []
+
+
+def open_places(arguments: TrainingArguments) -> TrainingPlaces:
+    """The training photos of all sources."""
+    sources = arguments.data if len(arguments.data) > 1 else arguments.data[0]
+    return read_training_places(sources, place_column=arguments.place_column, cities=arguments.cities)
+
+
+def make_images(arguments: TrainingArguments, places: TrainingPlaces, processor: BaseImageProcessor) -> TrainingImages:
+    """The photos as the model takes them."""
+    transform = TrainingTransform(
+        processor,
+        augmentation=arguments.augmentation,
+        operations=arguments.augmentation_operations,
+        magnitude=arguments.augmentation_magnitude,
+    )
+    return TrainingImages(places, transform)
+
+
+def make_sampler(arguments: TrainingArguments, places: TrainingPlaces, accelerator: Accelerator) -> PlaceSampler:
+    """Which photos each step of each process takes."""
+    return PlaceSampler(
+        places.places,
+        places_per_batch=arguments.places_per_batch,
+        images_per_place=arguments.images_per_place,
+        seed=arguments.seed,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        conflicts=places.conflicts,
+    )
+
+
+def open_targets(
+    arguments: TrainingArguments,
+    places: TrainingPlaces,
+    processor: BaseImageProcessor,
+    device: torch.device,
+    network: Teacher | TeacherNetwork | None = None,
+) -> Targets | None:
+    """What gives each batch its targets; None where nobody is followed.
+
+    Args:
+        network: a teacher in place of the one that the arguments name.
+    """
+    if network is None and arguments.teacher is None:
+        return None
+    teacher = network if isinstance(network, Teacher) else None
+    if teacher is None:
+        source = arguments.teacher if network is None else network
+        teacher = open_teacher(source, mode=arguments.teacher_mode, device=device, dtype=arguments.teacher_dtype)
+    if arguments.teacher_cache is None:
+        return LiveTargets(teacher)
+    return CachedTargets(teacher, TeacherCache(arguments.teacher_cache, teacher, processor), places)
+
+
+def describe_data(arguments: TrainingArguments, places: TrainingPlaces, sampler: PlaceSampler) -> dict[str, Any]:
+    """What a checkpoint says of the photos that it was trained on."""
+    return {
+        "name": places.name,
+        "sources": arguments.data,
+        "images": len(places),
+        "places": sampler.places_used,
+        "dropped_places": sampler.dropped_places,
+        "dropped_images": sampler.dropped_images,
+    }
+
+
+def describe_teacher(teacher: Teacher) -> dict[str, Any]:
+    """What a checkpoint says of its teacher."""
+    return {"name": teacher.name, "mode": teacher.mode, "width": teacher.width, "weight_hash": teacher.version_hash}

@@ -1,0 +1,185 @@
+"""The two stages: what each makes of a batch, from pixel values to gradients. The loop is the same for both."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..data.training_images import TrainingBatch
+from .arguments import DistillArguments, FinetuneArguments, TrainingArguments
+from .gathering import gather_labels, gather_with_gradient
+from .losses import DistillationLoss, MultiSimilarity, StudentProjection
+from .running_statistics import ReplayedRandomness, running_statistics_kept
+from .targets import Targets
+from .teachers import TeacherOutput
+
+
+@dataclass
+class StudentOutput:
+    """What the losses read of a student.
+
+    Attributes:
+        descriptors: (images, descriptor_dim) float32, of unit length.
+        regional: (images, 14, teacher's width), brought to the teacher's width.
+        tokens: (images, teacher's width, rows, columns), likewise; None where no loss reads them.
+    """
+
+    descriptors: torch.Tensor
+    regional: torch.Tensor
+    tokens: torch.Tensor | None = None
+
+
+class Student(nn.Module):
+    """The model that is trained, with the projection to its teacher's width, which is dropped afterwards."""
+
+    def __init__(self, model: nn.Module, teacher_width: int | None, *, needs_tokens: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.needs_tokens = needs_tokens
+        config = model.config
+        self.patch_size = config.backbone_config.patch_size
+        width = getattr(config, "aggregator_dim", config.backbone_config.hidden_size)
+        self.projection = StudentProjection(width, teacher_width or width)
+
+    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Fields of `StudentOutput`, in a dictionary, through which DDP finds the tensors."""
+        output = self.model(pixel_values)
+        grid = tuple(side // self.patch_size for side in pixel_values.shape[-2:])
+        tokens = output.last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, grid)
+        regional, tokens = self.projection(output.regional_descriptors, tokens if self.needs_tokens else None)
+        found = {"descriptors": output.pooler_output, "regional": regional}
+        return found if tokens is None else found | {"tokens": tokens}
+
+
+class Stage(Protocol):
+    """What the loop asks of a stage."""
+
+    def backward(self, batch: TrainingBatch) -> dict[str, torch.Tensor]:
+        """Adds a batch's gradients to the student's; returns figures for the log, `loss` among them."""
+
+
+class Distill:
+    """Stage 1: the student's descriptors follow the teacher's."""
+
+    def __init__(
+        self, arguments: DistillArguments, accelerator: Accelerator, student: nn.Module, teacher: Targets
+    ) -> None:
+        self.accelerator = accelerator
+        self.student = student
+        self.following = Following(arguments, teacher)
+
+    def backward(self, batch: TrainingBatch) -> dict[str, torch.Tensor]:
+        target = self.following.target(batch)
+        terms = self.following.terms(StudentOutput(**self.student(batch.pixel_values)), target)
+        self.accelerator.backward(terms["loss"])
+        return terms
+
+
+class Following:
+    """The distillation term of either stage."""
+
+    def __init__(self, arguments: TrainingArguments, teacher: Targets) -> None:
+        self.teacher = teacher
+        self.images_per_place = arguments.images_per_place
+        self.loss = DistillationLoss(arguments.distillation_loss, arguments.region_weight, arguments.token_weight)
+
+    def target(self, batch: TrainingBatch) -> TeacherOutput:
+        return self.teacher.teach_batch(batch, self.images_per_place)
+
+    def terms(self, output: StudentOutput, target: TeacherOutput) -> dict[str, torch.Tensor]:
+        """The loss, and its terms by name."""
+        terms = self.loss(output.regional, target, output.tokens)
+        found = {"loss": terms.loss, "descriptor_loss": terms.descriptor, "region_loss": terms.regions}
+        return found if terms.tokens is None else found | {"token_loss": terms.tokens}
+
+
+class Finetune:
+    """Stage 2: descriptors of one place come together, of others apart; on request with the teacher's term kept."""
+
+    def __init__(
+        self,
+        arguments: FinetuneArguments,
+        accelerator: Accelerator,
+        student: nn.Module,
+        teacher: Targets | None = None,
+    ) -> None:
+        self.accelerator = accelerator
+        self.student = student
+        self.chunk = arguments.descriptor_chunk
+        self.weight = arguments.distillation_weight
+        self.following = Following(arguments, teacher) if teacher is not None else None
+        self.loss = MultiSimilarity(arguments.alpha, arguments.beta, arguments.base, arguments.epsilon)
+
+    def backward(self, batch: TrainingBatch) -> dict[str, torch.Tensor]:
+        target = self.following.target(batch) if self.following else None
+        if self.chunk is None or self.chunk >= len(batch.pixel_values):
+            return self.backward_whole(batch, target)
+        return self.backward_in_chunks(batch, target)
+
+    def backward_whole(self, batch: TrainingBatch, target: TeacherOutput | None) -> dict[str, torch.Tensor]:
+        output = StudentOutput(**self.student(batch.pixel_values))
+        found = self.compare(output.descriptors, batch.places)
+        if target is not None:
+            found["distillation_loss"] = self.following.terms(output, target)["loss"]
+            found["loss"] = found["loss"] + self.weight * found["distillation_loss"]
+        self.accelerator.backward(found["loss"])
+        return found
+
+    def backward_in_chunks(self, batch: TrainingBatch, target: TeacherOutput | None) -> dict[str, torch.Tensor]:
+        """The gradients of `backward_whole`, with the activations of one chunk at a time in memory.
+
+        All descriptors are made without a graph, and the loss gives the gradient of each. Then each chunk is made once
+        more, with a graph and the same random numbers, and takes its gradient on.
+        """
+        chunks = batch.pixel_values.split(self.chunk)
+        moments, descriptors = [], []
+        with torch.no_grad(), running_statistics_kept(self.student):
+            for pixels in chunks:
+                moments.append(ReplayedRandomness(pixels.device))
+                descriptors.append(self.student(pixels)["descriptors"])
+        leaf = torch.cat(descriptors).requires_grad_()
+        found = self.compare(leaf, batch.places)
+        gradients = torch.autograd.grad(found["loss"], leaf)[0].split(self.chunk)
+        distilled = torch.zeros((), device=leaf.device)
+        start = 0
+        for number, (pixels, moment, gradient) in enumerate(zip(chunks, moments, gradients, strict=True)):
+            last = number == len(chunks) - 1
+            # Processes exchange gradients once, with the last chunk.
+            with nullcontext() if last else self.accelerator.no_sync(self.student), moment.replayed():
+                output = StudentOutput(**self.student(pixels))
+                surrogate = (output.descriptors * gradient).sum()
+                if target is not None:
+                    part = rows_of(target, slice(start, start + len(pixels)))
+                    share = len(pixels) / len(leaf)
+                    term = share * self.following.terms(output, part)["loss"]
+                    distilled += term.detach()
+                    surrogate = surrogate + self.weight * term
+                self.accelerator.backward(surrogate)
+            start += len(pixels)
+        if target is not None:
+            found["distillation_loss"] = distilled
+            found["loss"] = found["loss"] + self.weight * distilled
+        return found
+
+    def compare(self, descriptors: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The loss over the descriptors of all processes, and how many of them it could still learn from."""
+        terms = self.loss(gather_with_gradient(descriptors), gather_labels(places))
+        return {"loss": terms.loss, "mined_share": torch.as_tensor(terms.mined_share, device=descriptors.device)}
+
+
+def rows_of(output: TeacherOutput, rows: slice) -> TeacherOutput:
+    """Some images of a teacher's output."""
+    tokens = output.patch_tokens
+    return TeacherOutput(output.regional_descriptors[rows], None if tokens is None else tokens[rows])
+
+
+def make_stage(
+    arguments: TrainingArguments, accelerator: Accelerator, student: nn.Module, teacher: Targets | None
+) -> Stage:
+    """The stage that the arguments ask for."""
+    if isinstance(arguments, DistillArguments):
+        return Distill(arguments, accelerator, student, teacher)
+    return Finetune(arguments, accelerator, student, teacher)
