@@ -22,7 +22,7 @@ else:
     processor, model = d2vpr_hf.D2VprImageProcessor(), d2vpr_hf.D2VprModel(d2vpr_hf.D2VprConfig()).eval()
 
 # The card's figures come from evaluations of these very weights; any other is refused.
-town = d2vpr_hf.make_town(folder / "town", places=6, views=3, queries=12, easy_queries=0)
+town = d2vpr_hf.make_town(folder / "town", places=4, views=3, queries=6, easy_queries=0)
 protocol = d2vpr_hf.benchmark_protocol("folders", town.database.parent)
 result = d2vpr_hf.evaluate_protocol(protocol, model=model, processor=processor)
 records = {"evaluations": [result], "notes": ["The results are of a drawn town, no evidence about real streets."]}
