@@ -15,7 +15,7 @@ from d2vpr_hf.cli import main
 from d2vpr_hf.data.coordinates import Positions
 from d2vpr_hf.models.checkpoint import save_checkpoint
 
-COMMANDS = ["demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "benchmark"]
+COMMANDS = ["demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "cut", "train", "benchmark"]
 # Two streets 200 m apart with three photos each, 8 m from one another; a degree of latitude is 111 km.
 STREETS = {"north": 47.3720, "south": 47.3702}
 STEP = 8 / 111_000

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .data.export import export_benchmark, push_benchmark
     from .data.folders import read_photo_folder
     from .data.made_town import make_town
+    from .data.panorama_files import cut_panoramas
+    from .data.panorama_places import cut_training_views, panorama_conflicts
+    from .data.panoramas import cut_views
     from .data.verify import verify_folder
     from .evaluation.comparison import compare_models
     from .evaluation.cost import model_cost, time_model
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from .retrieval.index_photos import index_photos
     from .retrieval.locate import locate
     from .retrieval.reduce import attach_pca, fit_pca, reduce_checkpoint
+    from .training.arguments import resolve_arguments
+    from .training.teachers import open_teacher
+    from .training.trainer import train
 
 __version__ = "0.1.0"
 
@@ -50,6 +56,9 @@ LAZY = {
     "compare_models": "evaluation.comparison",
     "convert_checkpoint": "models.convert_original",
     "convert_original_state_dict": "models.convert_original",
+    "cut_panoramas": "data.panorama_files",
+    "cut_training_views": "data.panorama_places",
+    "cut_views": "data.panoramas",
     "dataset_protocol": "evaluation.protocol",
     "embed_images": "retrieval.embed",
     "evaluate_protocol": "evaluation.protocol",
@@ -62,6 +71,8 @@ LAZY = {
     "make_town": "data.made_town",
     "model_cost": "evaluation.cost",
     "open_peer": "evaluation.peers",
+    "open_teacher": "training.teachers",
+    "panorama_conflicts": "data.panorama_places",
     "push_benchmark": "data.export",
     "push_export": "hub.push",
     "push_metric": "hub.push",
@@ -69,6 +80,8 @@ LAZY = {
     "read_photo_folder": "data.folders",
     "reduce_checkpoint": "retrieval.reduce",
     "time_model": "evaluation.cost",
+    "resolve_arguments": "training.arguments",
+    "train": "training.trainer",
     "verify_folder": "data.verify",
     "write_release": "hub.release",
 }
@@ -86,6 +99,9 @@ __all__ = [
     "compare_models",
     "convert_checkpoint",
     "convert_original_state_dict",
+    "cut_panoramas",
+    "cut_training_views",
+    "cut_views",
     "dataset_protocol",
     "embed_images",
     "evaluate_protocol",
@@ -98,13 +114,17 @@ __all__ = [
     "make_town",
     "model_cost",
     "open_peer",
+    "open_teacher",
+    "panorama_conflicts",
     "push_benchmark",
     "push_export",
     "push_metric",
     "push_model",
     "read_photo_folder",
     "reduce_checkpoint",
+    "resolve_arguments",
     "time_model",
+    "train",
     "verify_folder",
     "write_release",
 ]

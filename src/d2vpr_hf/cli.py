@@ -10,7 +10,9 @@ from . import __version__
 from .commands.parsing import CommandParser, UsageError
 
 # In the order in which a user needs them. Each is a module with add_parser, which imports what is heavy when it runs.
-COMMANDS = ("demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "train", "benchmark", "push")
+COMMANDS = (
+    "demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "cut", "train", "benchmark", "push",
+)  # fmt: skip
 
 OK, NOTHING_USABLE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 

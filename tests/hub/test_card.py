@@ -6,15 +6,15 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 from huggingface_hub import ModelCard, metadata_load
 from loopback_hub import card_problems
 from made_evaluation import made_evaluation
 
-from d2vpr_hf import D2VprConfig
+from d2vpr_hf import D2VprConfig, D2VprImageProcessor, D2VprModel, write_release
 from d2vpr_hf.hub import carried_files
 from d2vpr_hf.hub.card import model_card
 from d2vpr_hf.hub.records import read_evaluations, read_training
+from d2vpr_hf.retrieval.embed import weight_hash
 
 ROOT = Path(__file__).parents[2]
 COST = {
@@ -239,11 +239,30 @@ def test_wheels_carry_the_template_and_the_metric():
         carried_files.carried_path("model_cards/gone.md")
 
 
-def test_shipped_cards_are_those_of_shipped_checkpoints():
-    """Beside the template lies one card for each checkpoint that the package ships, and none else."""
+def made_again(folder, work):
+    """The card of a released folder, made anew of what the folder holds."""
+    written = (folder / "README.md").read_text(encoding="utf-8")
+    repo_id = re.search(r'from_pretrained\("([^"]+)"', written)[1]
+    notes = re.findall(r"^\*\*(.+)\*\*$", written[: written.index("## How to use it")], re.MULTILINE)
+    results = sorted(path for path in (folder / "evaluations").iterdir() if path.name != "cost.json")
+    model, processor = D2VprModel.from_pretrained(folder), D2VprImageProcessor.from_pretrained(folder)
+    license = ModelCard.load(folder / "README.md").data.license
+    release = write_release(work, model, processor, repo_id, evaluations=results, license=license, notes=notes)
+    return (release / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_card_is_made_again_of_its_own_records(tmp_path, tiny_model, tiny_processor):
+    evaluation = dataclasses.replace(made_evaluation(), weight_hash=weight_hash(tiny_model))
+    options = {"evaluations": [evaluation], "training": TRAINING, "license": "mit", "notes": ["A note."]}
+    folder = write_release(tmp_path / "release", tiny_model, tiny_processor, "me/tiny", **options)
+    assert made_again(folder, tmp_path / "again") == (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_shipped_cards_are_those_of_shipped_checkpoints(tmp_path):
+    """Beside the template lies the card of each checkpoint that the package ships, as its records make it today."""
     cards = {path.stem for path in (ROOT / "model_cards").glob("*.md")} - {"template"}
-    shipped = {path.parent.name for path in (ROOT / "src" / "d2vpr_hf" / "pretrained").glob("*/config.json")}
-    assert cards == shipped
-    for name in cards:
-        head = yaml.safe_load((ROOT / "model_cards" / f"{name}.md").read_text().split("---\n")[1])
-        assert head["library_name"] == "transformers"
+    shipped = {path.parent.name: path.parent for path in (ROOT / "src/d2vpr_hf/pretrained").glob("*/config.json")}
+    assert cards == set(shipped)
+    for name, folder in shipped.items():
+        card = (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")
+        assert card == (folder / "README.md").read_text(encoding="utf-8") == made_again(folder, tmp_path / name)

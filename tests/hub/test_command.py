@@ -40,7 +40,8 @@ def test_push_and_what_it_says(hub, checkpoint, capsys):
     assert main([*words, "--revision", "v1", "--private"]) == 0
     out, err = capsys.readouterr()
     repository = hub.stored["me/tiny"]
-    assert f"me/tiny (v1): 14 files in commit {repository.branches['v1'][:12]}" in out
+    count = len(repository.commits[repository.branches["v1"]]) - 1  # .gitattributes was there
+    assert f"me/tiny (v1): {count} files in commit {repository.branches['v1'][:12]}" in out
     assert out.splitlines()[-1] == f"{hub.url}/me/tiny/commit/{repository.branches['v1']}"
     assert "pushing d2vpr to me/tiny" in err
     assert repository.private

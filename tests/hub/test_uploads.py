@@ -34,11 +34,14 @@ def contents(folder):
 
 
 def test_a_folder_is_one_commit_in_a_new_repository(hub, folder):
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "file").touch()
+    (folder / ".DS_Store").touch()
     push = commit(folder)
     assert hub.stored["me/new"].messages == ["initial commit", "Push mine"]
     pushed = dict(hub.repositories["me/new"])
     pushed.pop(".gitattributes")
-    assert pushed == contents(folder)
+    assert pushed == {path: content for path, content in contents(folder).items() if path[0] != "."}
     assert sorted(push.files) == sorted(pushed)
     assert push.commit == hub.stored["me/new"].branches["main"]
     assert push.url == f"{hub.url}/me/new/commit/{push.commit}"

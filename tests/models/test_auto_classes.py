@@ -10,7 +10,10 @@ import torch
 
 from d2vpr_hf.models.checkpoint import save_checkpoint
 
-HEAVY = ("faiss", "datasets", "accelerate", "evaluate", "kornia", "pandas", "gradio")
+HEAVY = (
+    *("faiss", "datasets", "accelerate", "evaluate", "kornia", "pandas", "gradio", "matplotlib"),
+    "pytorch_metric_learning",
+)
 LIST_HEAVY = f"print(sorted(name for name in {HEAVY} if name in sys.modules))"
 
 # The package's own finder is taken off the path, as where it was never installed.

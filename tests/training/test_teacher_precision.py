@@ -1,11 +1,12 @@
 """The precision follows what is measured: errors, and seconds."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from tiny_teachers import PatchMap, tiny_cricavpr
 
+from d2vpr_hf.training import teacher_precision
 from d2vpr_hf.training.teacher_precision import choose_precision, relative_error
 from d2vpr_hf.training.teachers import MapTeacher, PlaceTeacher, Teacher
 
@@ -15,8 +16,17 @@ def images():
     return torch.randn(4, 3, 56, 56, generator=torch.Generator().manual_seed(1))
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only a `Paced` network turns, so that no load on the machine decides a test."""
+    Paced.now = 0.0
+    monkeypatch.setattr(teacher_precision, "time", SimpleNamespace(perf_counter=lambda: Paced.now))
+
+
 class Paced(PatchMap):
     """A network whose seconds are set by precision; what it computes is real."""
+
+    now = 0.0
 
     def __init__(self, seconds, offset=0.0, scale=1.0):
         super().__init__()
@@ -28,7 +38,7 @@ class Paced(PatchMap):
     def feature_map(self, pixel_values):
         half = torch.is_autocast_enabled("cpu")
         dtype = torch.get_autocast_dtype("cpu") if half else torch.float32
-        time.sleep(self.seconds[str(dtype).removeprefix("torch.")])
+        Paced.now += self.seconds[str(dtype).removeprefix("torch.")]
         return super().feature_map(pixel_values)
 
 
@@ -40,7 +50,7 @@ def as_teacher(network, mode="batch_independent"):
     return Teacher(network, name="tiny", mode=mode, version_hash="0" * 64)
 
 
-def test_the_fewest_digits_that_are_enough_and_pay(images):
+def test_the_fewest_digits_that_are_enough_and_pay(images, clock):
     choice = chosen(Paced({"float32": 0.2, "bfloat16": 0.1, "float16": 0.02}), images)
     assert choice.dtype == "bfloat16"
     assert choice.reason.startswith("bfloat16: error 0.")
@@ -48,24 +58,25 @@ def test_the_fewest_digits_that_are_enough_and_pay(images):
     assert choice.mean_distance > 0.1
     # bfloat16 has 3 binary digits fewer than float16.
     assert 0 == choice.errors["float32"] < choice.errors["float16"] < choice.errors["bfloat16"] < 0.05
-    assert choice.seconds["float32"] > choice.seconds["bfloat16"] > choice.seconds["float16"] >= 0.02
+    assert choice.seconds == pytest.approx({"float32": 0.2, "bfloat16": 0.1, "float16": 0.02})
+    assert choice.reason.endswith("2.0 times float32's speed")
 
 
-def test_a_precision_that_errs_too_much_is_passed_over(images):
+def test_a_precision_that_errs_too_much_is_passed_over(images, clock):
     # What the photos share is so much larger than what tells them apart that bfloat16 rounds the difference away.
     choice = chosen(Paced({"float32": 0.2, "bfloat16": 0.01, "float16": 0.05}, offset=40.0), images)
     assert choice.errors["bfloat16"] > 0.05 > choice.errors["float16"] > 0
     assert choice.dtype == "float16"
 
 
-def test_numbers_beyond_float16_leave_float32(images):
+def test_numbers_beyond_float16_leave_float32(images, clock):
     choice = chosen(Paced({"float32": 0.1, "bfloat16": 0.2, "float16": 0.01}, scale=1e6), images)
     assert choice.errors["float16"] == float("inf")
     assert choice.errors["bfloat16"] < 0.05
-    assert (choice.dtype, choice.reason[:25]) == ("float32", "float32: bfloat16 takes 2")
+    assert (choice.dtype, choice.reason) == ("float32", "float32: bfloat16 takes 2.0 times as long")
 
 
-def test_no_precision_is_exact_enough(images):
+def test_no_precision_is_exact_enough(images, clock):
     choice = chosen(Paced({"float32": 0.05, "bfloat16": 0.01, "float16": 0.01}, offset=1e3), images)
     assert min(choice.errors["bfloat16"], choice.errors["float16"]) > 0.05
     assert choice.dtype == "float32"

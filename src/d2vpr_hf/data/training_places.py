@@ -5,7 +5,7 @@ import os
 import sys
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from PIL import Image
 from .images import UnreadableImage, decode_image, list_images, open_image, path_to_text, text_to_path
 from .layouts import check_inside
 from .layouts_gsv import GsvCities, city_tables, read_city
+from .panorama_places import SPAN_COLUMNS, panorama_conflicts
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,8 +58,9 @@ def read_training_places(
 
     Args:
         source: the root of GSV-Cities; a folder with a metadata.csv or metadata.parquet whose columns are file_name
-            and place; a folder with one subfolder a place; a `datasets.Dataset` with an image column and a place
-            column; or several of these, whose places are all taken for different ones.
+            and place, conflicts too in one of `cut_training_views`; a folder with one subfolder a place; a
+            `datasets.Dataset` with an image column and a place column; or several of these, whose places are all taken
+            for different ones.
         place_column: the column that holds the place, as whole numbers or text.
         cities: take these alone, by the names that GSV-Cities' tables bear, or by the dataset's column city.
 
@@ -206,7 +208,10 @@ def _of_metadata(root: Path, path: Path, place_column: str) -> TrainingPlaces:
     check_inside(names, path_to_text(path))
     base = path_to_text(root)
     files = [f"{base}/{name}" for name in names]
-    return _checked(root.name, _place_ids(table[place_column], path_to_text(path)), files, _Files(files))
+    places = _checked(root.name, _place_ids(table[place_column], path_to_text(path)), files, _Files(files))
+    if place_column == "place" and set(SPAN_COLUMNS) <= set(table.columns):
+        return replace(places, conflicts=panorama_conflicts(table))
+    return places
 
 
 def _of_subfolders(root: Path) -> TrainingPlaces:
@@ -215,8 +220,9 @@ def _of_subfolders(root: Path) -> TrainingPlaces:
     paths = list_images(root)
     where = path_to_text(root)
     inside = [os.path.relpath(path, root) for path in paths]
-    if not paths or any(os.sep not in name for name in inside):
-        found = f"photos beside its subfolders, such as {inside[0]}" if paths else "no photo"
+    beside = [name for name in inside if os.sep not in name]
+    if not paths or beside:
+        found = f"photos beside its subfolders, such as {path_to_text(beside[0])}" if beside else "no photo"
         raise ValueError(
             f"{where} holds {found}; expected one subfolder a place, or a {' or '.join(_METADATA)} with the columns "
             "file_name and place, or GSV-Cities' Images and Dataframes. Arrange the photos in one of these ways."

@@ -70,7 +70,7 @@ def commit_folder(
     repeated. Until the commit nobody sees anything but, at most, an empty repository.
 
     Args:
-        folder: all of it is uploaded.
+        folder: all of it is uploaded but hidden files.
         repo_id: "owner/name".
         repo_type: what the repository is.
         message: of the commit.
@@ -103,7 +103,7 @@ def commit_folder(
                 f"{repo_id} holds something else ({some}), which a push would bury. Give the name of a new repository, "
                 "or of one that was pushed before in this way."
             )
-        paths = {str(path.relative_to(folder).as_posix()): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        paths = _visible_files(folder)
         gone = sorted(path for path in there - paths.keys() if stale(path))
         info = api.create_commit(
             repo_id,
@@ -118,6 +118,12 @@ def commit_folder(
             parent_commit=head,
         )
     return Push(repo_id, branch, info.oid, info.commit_url, list(paths), gone)
+
+
+def _visible_files(folder: Path) -> dict[str, Path]:
+    """{path in the repository: file} of a folder, without hidden files, which caches and desktops leave."""
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name: path for name, path in files.items() if not any(part.startswith(".") for part in name.split("/"))}
 
 
 def _make_repository(api: HfApi, repo_id: str, repo_type: RepoType, private: bool, space_sdk: str | None) -> None:

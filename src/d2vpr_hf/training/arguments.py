@@ -1,10 +1,12 @@
 """What a training run is asked to do: one dataclass a stage, whose fields are the keys of a configuration file."""
 
 import difflib
+import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from dataclasses import field as dataclass_field
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
@@ -110,7 +112,9 @@ class TrainingArguments:
     distillation_loss: Literal["cosine", "mse"] = key(
         "cosine", "cosine: 1 - cosine of descriptors; mse: as published, some 1e-5 at the start", TEACHER
     )
-    region_weight: float = key(0.0, "weight of a further term: 1 - cosine of each of the 14 regions", TEACHER)
+    region_weight: float = key(
+        1.0, "weight of a further term, 1 - cosine of each of the 14 regions: the global one may outweigh them", TEACHER
+    )
     token_weight: float = key(0.0, "weight of a further term: 1 - cosine of each patch token", TEACHER)
 
     optimizer: Literal["adamw", "adam"] = key("adamw", "the optimiser", OPTIMISER)
@@ -160,6 +164,8 @@ class TrainingArguments:
         for field in fields(self):
             if field.init:
                 setattr(self, field.name, checked(field.name, getattr(self, field.name), self.types()[field.name]))
+        if isinstance(self.model_config, str):
+            self.model_config = read_model_config(self.model_config)
         self.check()
 
     @classmethod
@@ -287,6 +293,7 @@ PRESETS: dict[tuple[str, str], dict[str, Any]] = {
         "teacher_mode": "as_published",
         "teacher_dtype": "float32",
         "distillation_loss": "mse",
+        "region_weight": 0.0,
         "optimizer": "adam",
         "learning_rate": 2.5e-5,
         "weight_decay": 0.0,
@@ -338,6 +345,26 @@ def refuse_unknown(values: Iterable[str], known: list[str], origin: str) -> None
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]}? " if near else ""
             raise ValueError(f"{origin} has the unknown key {name!r}. {hint}`d2vpr train --help` lists all keys.")
+
+
+def read_model_config(text: str) -> dict[str, Any]:
+    """The object of a JSON text, or of the file that it names.
+
+    Raises: ValueError if there is no such file, or it holds no JSON object.
+    """
+    origin = "model_config"
+    if not text.lstrip().startswith("{"):
+        origin = f"model_config {text}"
+        if not Path(text).is_file():
+            raise ValueError(f"{origin} is no file. Give a JSON object, or the file of one.")
+        text = Path(text).read_text(encoding="utf-8")
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{origin} is no JSON ({error}). Give a JSON object, or the file of one.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{origin} holds a {type(found).__name__}, but expects a JSON object of D2VprConfig's fields.")
+    return found
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:

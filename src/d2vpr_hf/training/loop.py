@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from .progress import Progress
 from .run_folder import RunFolder, drafted
 from .schedule import Schedule
 from .stages import Stage
+from .teachers import Teacher
 from .trainable import set_training
 from .validation import Validation, Validator
 
@@ -61,6 +63,7 @@ class TrainingLoop:
     validator: Validator
     schedule: Schedule
     checkpoint: TrainedCheckpoint
+    teacher: Teacher | None
     progress: Progress = field(default_factory=Progress)
     _logged_at: float = 0.0
     _logged_images: int = 0
@@ -188,7 +191,8 @@ class TrainingLoop:
         bar.write(
             f"step {self.progress.step}: {next(iter(validation.recalls))} "
             + ", ".join(f"{name} {100 * share:.1f} %" for name, share in first.items())
-            + (" (best so far)" if best else "")
+            + (" (best so far)" if best else ""),
+            file=sys.stderr,
         )
         if best:
             self.checkpoint.write(self.folder.best_folder(self.progress.step), self.progress)
@@ -203,6 +207,7 @@ class TrainingLoop:
         state = self.folder.state_folder(self.progress.step)
         with drafted(state, self.accelerator) as draft:
             self.accelerator.save_state(str(draft))
+            self.progress.teacher_dtype = self.teacher.dtype if self.teacher else None
             if self.accelerator.is_main_process:
                 self.progress.save(draft)
         if self.accelerator.is_main_process:
@@ -212,6 +217,9 @@ class TrainingLoop:
         """Brings weights, optimiser, random states and counters back, and forgets what was measured since."""
         self.accelerator.load_state(str(state))
         self.progress = Progress.load(state)
+        if self.teacher:
+            # Measured anew on another batch it might come out differently.
+            self.teacher.dtype = self.progress.teacher_dtype
         if self.accelerator.is_main_process:
             self.folder.forget_after(self.progress.step)
 
@@ -225,5 +233,6 @@ class TrainingLoop:
             initial=self.progress.step,
             desc=self.arguments.stage,
             unit="step",
+            file=sys.stderr,
             disable=not self.accelerator.is_main_process,
         )

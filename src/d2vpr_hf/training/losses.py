@@ -152,7 +152,8 @@ class MultiSimilarityTerms:
     """A multi-similarity loss and how much there was to learn.
 
     Attributes:
-        loss: the one to go back from; 0 where nothing was mined.
+        loss: the one to go back from; 0 where nothing was mined, or but one pair of each kind, which
+            pytorch-metric-learning takes for nothing.
         mined_share: share of the images that are the anchor of a mined pair, in [0, 1].
     """
 

@@ -18,6 +18,7 @@ class Progress:
         replaced: unreadable photos that another one stood in for.
         best_step, best_recall: of the best validation; -1 before the first.
         waited: validations since then.
+        teacher_dtype: the precision that the teacher settled on; None without a teacher.
         sums, counted: figures since the last line of metrics, added up over so many steps.
     """
 
@@ -29,6 +30,7 @@ class Progress:
     best_step: int = -1
     best_recall: float = -1.0
     waited: int = 0
+    teacher_dtype: str | None = None
     sums: dict[str, float] = field(default_factory=dict)
     counted: int = 0
 

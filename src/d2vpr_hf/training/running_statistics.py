@@ -11,16 +11,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 @contextmanager
 def running_statistics_kept(model: nn.Module) -> Iterator[None]:
     """Within, BatchNorm in training mode normalises by its batch as ever, but leaves its running statistics alone."""
-    following = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.track_running_stats]
-    # In evaluation mode the running statistics are what it normalises by.
-    following = [each for each in following if each.training]
+    following = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.training]
+    kept = [(each, each.momentum, each.num_batches_tracked) for each in following]
     for module in following:
-        module.track_running_stats = False
+        # Not switched off: autograd must save the same tensors in both passes over a checkpointed block.
+        module.momentum, module.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for module in following:
-            module.track_running_stats = True
+        for module, momentum, batches in kept:
+            module.momentum, module.num_batches_tracked = momentum, batches
 
 
 def checkpoint_gradients(model: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from ..models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
 from .arguments import TrainingArguments
 from .targets import CachedTargets, LiveTargets, Targets
-from .teacher_cache import TeacherCache
 from .teachers import Teacher, TeacherNetwork, open_teacher
 
 TRAINING = "training.json"
@@ -74,14 +73,8 @@ def open_trainee(arguments: TrainingArguments) -> Trainee:
     return Trainee(model, processor, trainee.history)
 
 
-def _new_model(config: Mapping[str, Any] | str) -> nn.Module:
-    """A model with random weights of a configuration, or of a JSON text or file that holds one."""
-    if isinstance(config, str):
-        text = config if config.lstrip().startswith("{") else Path(config).read_text(encoding="utf-8")
-        try:
-            config = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"model_config is no JSON ({error}). Give a JSON object, or the file of one.") from error
+def _new_model(config: Mapping[str, Any]) -> nn.Module:
+    """A model with random weights."""
     kind = config.get("model_type", "d2vpr")
     if kind not in OURS:
         raise ValueError(f"model_config has the model_type {kind!r}, but there are {' and '.join(OURS)}.")
@@ -156,13 +149,19 @@ def open_targets(
     """
     if network is None and arguments.teacher is None:
         return None
-    teacher = network if isinstance(network, Teacher) else None
-    if teacher is None:
+    if isinstance(network, Teacher):
+        teacher = network.to(device)
+    else:
         source = arguments.teacher if network is None else network
         teacher = open_teacher(source, mode=arguments.teacher_mode, device=device, dtype=arguments.teacher_dtype)
+    if arguments.teacher_cache is not None and teacher.mode != "batch_independent":
+        raise ValueError(
+            f"teacher_cache is set, but in teacher_mode {teacher.mode} a photo's target depends on its batch. Leave "
+            "teacher_cache out, or take teacher_mode batch_independent."
+        )
     if arguments.teacher_cache is None:
         return LiveTargets(teacher)
-    return CachedTargets(teacher, TeacherCache(arguments.teacher_cache, teacher, processor), places)
+    return CachedTargets(teacher, arguments.teacher_cache, processor, places)
 
 
 def describe_data(arguments: TrainingArguments, places: TrainingPlaces, sampler: PlaceSampler) -> dict[str, Any]:
@@ -179,4 +178,7 @@ def describe_data(arguments: TrainingArguments, places: TrainingPlaces, sampler:
 
 def describe_teacher(teacher: Teacher) -> dict[str, Any]:
     """What a checkpoint says of its teacher."""
-    return {"name": teacher.name, "mode": teacher.mode, "width": teacher.width, "weight_hash": teacher.version_hash}
+    names = ("name", "mode", "width", "version_hash", "dtype")
+    return {name: getattr(teacher, name) for name in names} | (
+        {"precision": asdict(teacher.precision)} if teacher.precision else {}
+    )

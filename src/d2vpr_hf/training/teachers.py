@@ -79,7 +79,9 @@ class PlaceTeacher(nn.Module):
         super().__init__()
         self.model = model
         self.width = (
-            model.config.descriptor_dim // 14 if isinstance(model, CricaVprModel) else model.config.aggregator_dim
+            model.config.backbone_config.hidden_size
+            if isinstance(model, CricaVprModel)
+            else model.config.aggregator_dim
         )
         # The warning that descriptors depend on their company is for who embeds; here the mode asks for that by name.
         model._warned_of_company = True
@@ -227,7 +229,7 @@ def patch_map(tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
 
 
 def open_teacher(
-    name_or_path: str | os.PathLike,
+    name_or_path: str | os.PathLike | TeacherNetwork,
     *,
     mode: TeacherMode = "batch_independent",
     device: str | torch.device | None = None,
@@ -237,7 +239,8 @@ def open_teacher(
 
     Args:
         name_or_path: a checkpoint (folder or Hub name) of CricaVPR, D2-VPR, DINOv2 or DINOv2 with registers, or
-            "module.path:factory" for a Python callable that is called without arguments and returns a `TeacherNetwork`.
+            "module.path:factory" for a Python callable that is called without arguments and returns a `TeacherNetwork`;
+            or such a network itself.
         mode: what the cross-image encoder does, see `Teacher`; a teacher without one is "batch_independent".
         device: where it runs; the CPU where none is given.
         dtype: arithmetic under autocast, weights stay float32; "auto" measures on the first batch, see
@@ -247,11 +250,10 @@ def open_teacher(
     """
     check_choice("mode", mode, get_args(TeacherMode))
     check_choice("dtype", dtype, get_args(TeacherDtype))
-    name = os.fspath(name_or_path)
-    if _FACTORY.fullmatch(name) and not Path(name).exists():
-        if mode != "batch_independent":
-            raise _no_encoder(name, mode)
-        network, name, version = _open_network(name)
+    if not isinstance(name_or_path, str | os.PathLike):
+        network, name, version = _wrap_network(name_or_path, f"The teacher is a {type(name_or_path).__name__}", mode)
+    elif _FACTORY.fullmatch(name := os.fspath(name_or_path)) and not Path(name).exists():
+        network, name, version = _open_network(name, mode)
     else:
         network, version = _open_checkpoint(name, mode)
     return Teacher(network, name=name, mode=mode, version_hash=version, dtype=dtype).to(device or "cpu")
@@ -291,7 +293,7 @@ def _open_checkpoint(name: str, mode: TeacherMode) -> tuple[nn.Module, str]:
     raise ValueError(f"{name} holds a model of type {kind}, which can't be opened as a teacher. {_WHAT_WORKS}")
 
 
-def _open_network(path: str) -> tuple[nn.Module, str, str]:
+def _open_network(path: str, mode: str) -> tuple[nn.Module, str, str]:
     module, _, attribute = path.partition(":")
     try:
         factory = getattr(import_module(module), attribute)
@@ -305,11 +307,17 @@ def _open_network(path: str) -> tuple[nn.Module, str, str]:
         meant = f" Did you mean {near[0]}?" if near else " Name a function of that module."
         raise ValueError(f"The teacher {path} can't be opened: {module} has no {attribute}.{meant}") from error
     network = factory()
+    return _wrap_network(network, f"{path} returned a {type(network).__name__}", mode)
+
+
+def _wrap_network(network: Any, what: str, mode: str) -> tuple[nn.Module, str, str]:
     if not isinstance(network, TeacherNetwork) or not isinstance(network.width, int):
         raise ValueError(
-            f"{path} returned a {type(network).__name__}, but a teacher needs the attributes name (a text) and width "
-            "(a whole number) and the method feature_map (see TeacherNetwork). Add what is missing."
+            f"{what}, but a teacher needs the attributes name (a text) and width (a whole number) and the method "
+            "feature_map (see TeacherNetwork). Add what is missing."
         )
+    if mode != "batch_independent":
+        raise _no_encoder(network.name, mode)
     if isinstance(network, nn.Module):
         return MapTeacher(network), network.name, _hash_of(weight_hash(network), network.name)
     return MapTeacher(network), network.name, _hash_of(network.name, str(getattr(network, "version", "")))

@@ -38,6 +38,9 @@ def freeze(model: nn.Module, *, trainable_blocks: int, trainable_modules: Sequen
         )
     everything = trainable_blocks < 0
     trained = blocks if everything else blocks[len(blocks) - trainable_blocks :]
+    # Blocks that no recovery layer comes from or after aren't reached by any loss.
+    reached = max(getattr(model.config, "recovery_layers", (len(blocks),)))
+    trained = [block for block in trained if block in blocks[:reached]]
     frozen = [] if everything else [embeddings]
     frozen += [block for block in blocks if block not in trained]
     frozen += [module for name, module in behind.items() if trainable_modules and name not in trainable_modules]

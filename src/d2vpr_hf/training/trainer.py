@@ -32,7 +32,7 @@ from .setup import (
     open_trainee,
 )
 from .stages import Student, make_stage
-from .targets import Targets
+from .targets import Targets, settle_precision
 from .teachers import Teacher, TeacherNetwork
 from .trainable import freeze
 from .validation import Validator
@@ -121,6 +121,8 @@ def _prepare(
     targets = open_targets(arguments, places, trainee.processor, accelerator.device, network)
     images = make_images(arguments, places, trainee.processor)
     student, frozen = _student(arguments, trainee, targets.teacher.width if targets else None)
+    if targets:
+        settle_precision(targets.teacher, images, next(iter(sampler)), arguments.images_per_place, accelerator)
     optimizer = make_optimizer(arguments, student)
     student, optimizer = accelerator.prepare(student, optimizer)
     # Each process drops other activations out.
@@ -150,6 +152,7 @@ def _prepare(
             describe_data(arguments, places, sampler),
             describe_teacher(targets.teacher) if targets else None,
         ),
+        teacher=targets.teacher if targets else None,
     )
 
 

@@ -102,7 +102,10 @@ class D2VprRegionSampler(nn.Module):
         """(batch, samples, 2) points in [0, 1]: each scaled about its region's centre, and shifted in region sizes."""
         shift = offsets[..., :2].clamp(-0.25, 0.25) * regions.extents
         scale = 0.5 + 1.5 * offsets[..., 2:].sigmoid()
-        return (regions.centres + (regions.points - regions.centres) * scale + shift).clamp(0, 1)
+        points = (regions.centres + (regions.points - regions.centres) * scale + shift).clamp(0, 1)
+        # On a CPU torch reads outside of the map at a position that is no number, and the process is gone. The samples
+        # of such an image are no numbers anyway.
+        return points.nan_to_num()
 
     @staticmethod
     def boxes(points: torch.Tensor, members: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,182 @@
+"""Both stages in a tiny size on towns that are drawn: a teacher of its own, a student that follows it, fine-tuning.
+
+It shows the whole way on real image files in GSV-Cities' layout, in minutes on two cores. The towns that train, the
+one that chooses the best weights and the one that is measured have different seeds, so that no place is in two.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from transformers import AutoImageProcessor, AutoModel
+
+from ..data.made_town import make_town
+from ..evaluation.protocol import Evaluation, benchmark_protocol, evaluate_protocol
+from ..evaluation.reports import Table
+from ..models.d2vpr.configuration_d2vpr import D2VprConfig
+from ..models.d2vpr.modeling_d2vpr import D2VprModel
+from ..retrieval.row_files import replace_file
+from .arguments import resolve_arguments
+from .run_folder import RunFolder
+from .trainer import train
+
+SIDE = 112
+RESULTS = "results.json"
+BACKBONE = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "mlp_ratio": 2, "image_size": SIDE}
+STUDENT = {"backbone_config": BACKBONE, "recovery_layers": [1, 2, 3, 4], "aggregator_dim": 96}
+TEACHER = {
+    "model_type": "cricavpr",
+    "backbone_config": BACKBONE,
+    "region_sampling": "dense",
+    "cross_image_encoder": False,
+}
+# Of the towns: each run of another seed takes seeds of its own from here on, far from those of tests and demos.
+FIRST_SEED = 70_000
+KS = (1, 5)
+# Of a batch, whatever the number of processes.
+PLACES_TOGETHER = 16
+
+
+@dataclass(frozen=True)
+class TownSizes:
+    """How much a run on towns draws and trains."""
+
+    teacher_places: int = 60
+    student_places: int = 60
+    validation_places: int = 20
+    validation_queries: int = 40
+    test_places: int = 40
+    test_queries: int = 100
+    teacher_epochs: int = 60
+    distill_epochs: int = 60
+    finetune_epochs: int = 40
+
+
+@dataclass(frozen=True)
+class TownRun:
+    """What both stages made of their towns.
+
+    Attributes:
+        evaluations: on the town that nothing was trained on, of random weights, the teacher, the distilled and the
+            fine-tuned student, all with the same processor.
+        checkpoint: of the fine-tuned student.
+    """
+
+    evaluations: dict[str, Evaluation]
+    checkpoint: Path
+
+    def recall(self, name: str, k: int = 1) -> float:
+        """A fraction in [0, 1]."""
+        return self.evaluations[name].recall[k]
+
+    def table(self) -> Table:
+        counts = next(iter(self.evaluations.values())).counts
+        caption = f"a town of its own: {counts['queries']} queries, {counts['database']} database photos"
+        rows = [
+            [name, *(f"{100 * evaluation.recall[k]:.1f} %" for k in KS)]
+            for name, evaluation in self.evaluations.items()
+        ]
+        return Table(["weights", *(f"recall@{k}" for k in KS)], rows, caption)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "checkpoint": str(self.checkpoint),
+            "recall": {
+                name: {f"recall@{k}": share for k, share in evaluation.recall.items()}
+                for name, evaluation in self.evaluations.items()
+            },
+            "counts": next(iter(self.evaluations.values())).counts,
+        }
+
+
+def train_on_town(folder: str | Path, *, seed: int = 0, sizes: TownSizes | None = None) -> TownRun:
+    """Draws towns into a new folder, trains teacher and student in it, and measures them on a town of its own.
+
+    Args:
+        folder: gets `towns/`, a run folder each in `teacher/`, `distill/` and `finetune/`, and results.json.
+        seed: of towns, weights and batches.
+        sizes: how much of everything; small by default.
+
+    Raises: FileExistsError if the folder is in use.
+    """
+    root, sizes = Path(folder), sizes or TownSizes()
+    state = PartialState(cpu=not torch.cuda.is_available())
+    RunFolder(root).check_free()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        draw_towns(root / "towns", seed, sizes)
+    state.wait_for_everyone()
+    teacher = _train(root, "teacher", seed, sizes.teacher_epochs, stage="finetune", model_config=TEACHER)
+    distilled = _train(
+        root,
+        "distill",
+        seed,
+        sizes.distill_epochs,
+        stage="distill",
+        model_config=STUDENT,
+        teacher=str(teacher),
+        token_weight=1.0,
+    )
+    finetuned = _train(root, "finetune", seed, sizes.finetune_epochs, stage="finetune", model=str(distilled))
+    run = TownRun({}, finetuned)
+    if state.is_main_process:
+        run = TownRun(
+            measure(root, seed, {"teacher": teacher, "distilled": distilled, "fine-tuned": finetuned}), finetuned
+        )
+        replace_file(root / RESULTS, (json.dumps(run.to_json(), indent=2) + "\n").encode())
+    state.wait_for_everyone()
+    return run
+
+
+def draw_towns(folder: Path, seed: int, sizes: TownSizes) -> None:
+    """Four towns that share no place: for the teacher, for the student, for choosing weights, and for measuring."""
+    first = FIRST_SEED + 4 * seed
+    size = {"height": 120, "width": 160, "progress": True}
+    make_town(folder / "teacher", sizes.teacher_places, views=4, seed=first, layout="gsv", **size)
+    make_town(folder / "student", sizes.student_places, views=4, seed=first + 1, layout="gsv", **size)
+    for number, name, places, queries in (
+        (2, "validation", sizes.validation_places, sizes.validation_queries),
+        (3, "test", sizes.test_places, sizes.test_queries),
+    ):
+        make_town(
+            folder / name, places, views=4, seed=first + number, layout="plain", queries=queries, easy_queries=0, **size
+        )
+
+
+def _train(root: Path, name: str, seed: int, epochs: int, **keys: Any) -> Path:
+    """The checkpoint of one stage, whose run folder bears its name."""
+    town = "teacher" if name == "teacher" else "student"
+    common = {
+        "data": [str(root / "towns" / town)],
+        "output": str(root / name),
+        "image_size": SIDE,
+        "places_per_batch": PLACES_TOGETHER // PartialState().num_processes,
+        "augmentation": "none",
+        "trainable_blocks": -1,
+        "learning_rate": 1e-3,
+        "warmup_epochs": 2,
+        "epochs": epochs,
+        "validation": [f"folders={root / 'towns' / 'validation'}"],
+        "validation_k": 1,
+        "validate_every": 50,
+        "save_every": 200,
+        "seed": seed,
+    }
+    return train(resolve_arguments(common | keys)).checkpoint
+
+
+def measure(root: Path, seed: int, checkpoints: dict[str, Path]) -> dict[str, Evaluation]:
+    """Random weights and each checkpoint on the town that is kept for it, with one processor."""
+    protocol = benchmark_protocol("folders", root / "towns" / "test")
+    torch.manual_seed(seed)
+    models: dict[str, nn.Module] = {"random": D2VprModel(D2VprConfig(**STUDENT))}
+    models |= {name: AutoModel.from_pretrained(path) for name, path in checkpoints.items()}
+    processor = AutoImageProcessor.from_pretrained(checkpoints["fine-tuned"])
+    return {
+        name: evaluate_protocol(protocol, model=model.eval(), processor=processor, ks=KS, progress=False)
+        for name, model in models.items()
+    }
