@@ -185,13 +185,16 @@ def test_training_is_shown_by_stage():
     made = section(card_of(training=read_training(TRAINING)), "How it was made")
     assert made.count("**Stage") == 2
     rows = re.findall(r"^\| (.+?) \| (.+) \|$", made, re.MULTILINE)
-    assert ("teacher: name", "cricavpr") in rows
-    assert ("arguments: learning_rate", "2.5e-05") in rows
-    assert ("arguments: loss.margin", "0.37") in rows
-    assert ("arguments: amp", "yes") in rows
-    assert ("best: curve", "see training.json") in rows
+    assert ("teacher.name", "cricavpr") in rows
+    assert ("arguments.learning_rate", "2.5e-05") in rows
+    assert ("arguments.loss.margin", "0.37") in rows
+    assert ("arguments.amp", "yes") in rows
+    assert ("best.curve", "see training.json") in rows
     assert ("datasets", "GSV-Cities, A\\|B") in rows
     assert ("step", "1234") in rows
+    # The recipe is folded up; the second stage has none.
+    assert made.count("<details>") == made.count("</details>") == 1
+    assert made.index("best.step") < made.index("<details>") < made.index("arguments.amp") < made.index("</details>")
     assert [value for name, value in rows if name.startswith("best")] == ["0.625", "340", "see training.json"]
 
 

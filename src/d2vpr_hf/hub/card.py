@@ -16,19 +16,9 @@ TASK = "image-feature-extraction"
 # Cut-offs that the table shows, where an evaluation has them; the card's head has all.
 SHOWN = ("recall@1", "recall@5", "recall@10")
 ORIGINAL_REPOSITORY = "https://github.com/tony19980810/D2VPR"
-# What a stage of training.json may say, in the order in which the card shows it.
-_STAGE_FIELDS = (
-    "base_model",
-    "teacher",
-    "datasets",
-    "data",
-    "step",
-    "images",
-    "processes",
-    "best",
-    "arguments",
-    "versions",
-)
+# What a stage of training.json may say, in the order in which the card shows it, and what is folded up there.
+_STAGE_FACTS = ("base_model", "teacher", "datasets", "data", "step", "images", "processes", "best")
+_STAGE_SETTINGS = ("arguments", "versions")
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 # Longer lists, such as a curve, are left to the file.
 _LONGEST_LIST = 12
@@ -85,7 +75,14 @@ def model_card(
         results=[_result(name, evaluation, _cutoffs(evaluations)) for name, evaluation in evaluations.items()],
         cost={field: f"{value:.3g}" if field == "gmacs" else f"{value:,}" for field, value in cost.items()},
         converted=config.converted_from,
-        stages=[{"name": _line(stage["stage"]), "rows": list(_stage_rows(stage))} for stage in stages],
+        stages=[
+            {
+                "name": _line(stage["stage"]),
+                "facts": _stage_rows(stage, _STAGE_FACTS),
+                "settings": _stage_rows(stage, _STAGE_SETTINGS),
+            }
+            for stage in stages
+        ],
         pca=None
         if pca is None
         else pca | {"images": f"{pca['images']:,}", "variance_kept": _percent(pca["variance_kept"])},
@@ -168,17 +165,15 @@ def _cutoffs(evaluations: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [metric for metric in SHOWN if metric in there] or there[: len(SHOWN)]
 
 
-def _stage_rows(stage: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for field in _STAGE_FIELDS:
-        for name, value in _flat(field, stage.get(field)):
-            yield _cell(name), _cell(value)
+def _stage_rows(stage: Mapping[str, Any], fields: Sequence[str]) -> list[tuple[str, str]]:
+    return [(_cell(name), _cell(value)) for field in fields for name, value in _flat(field, stage.get(field))]
 
 
 def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
     """(name, text) of every setting within a JSON value; a field that says nothing gives none."""
     if isinstance(value, Mapping):
         for key, each in value.items():
-            yield from _flat(f"{name}: {key}" if ":" not in name else f"{name}.{key}", each)
+            yield from _flat(f"{name}.{key}", each)
     elif isinstance(value, list | tuple):
         plain = not any(isinstance(each, Mapping | list | tuple) for each in value)
         if value:
