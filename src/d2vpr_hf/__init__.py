@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from .evaluation.cost import model_cost, time_model
     from .evaluation.peers import open_peer
     from .evaluation.protocol import benchmark_protocol, dataset_protocol, evaluate_protocol, folder_protocol
+    from .hub.push import push_export, push_metric, push_model
+    from .hub.release import write_release
     from .models.convert_original import convert_checkpoint, convert_original_state_dict
     from .retrieval.embed import Descriptors, embed_images
     from .retrieval.index import PlaceIndex
@@ -79,6 +81,9 @@ LAZY = {
     "open_teacher": "training.teachers",
     "panorama_conflicts": "data.panorama_places",
     "push_benchmark": "data.export",
+    "push_export": "hub.push",
+    "push_metric": "hub.push",
+    "push_model": "hub.push",
     "read_photo_folder": "data.folders",
     "read_training_places": "data.training_places",
     "reduce_checkpoint": "retrieval.reduce",
@@ -87,6 +92,7 @@ LAZY = {
     "train": "training.trainer",
     "training_loader": "data.training_images",
     "verify_folder": "data.verify",
+    "write_release": "hub.release",
 }
 
 __all__ = [
@@ -123,6 +129,9 @@ __all__ = [
     "open_teacher",
     "panorama_conflicts",
     "push_benchmark",
+    "push_export",
+    "push_metric",
+    "push_model",
     "read_photo_folder",
     "read_training_places",
     "reduce_checkpoint",
@@ -131,6 +140,7 @@ __all__ = [
     "train",
     "training_loader",
     "verify_folder",
+    "write_release",
 ]
 
 

@@ -11,7 +11,7 @@ from .commands.parsing import CommandParser, UsageError
 
 # In the order in which a user needs them. Each is a module with add_parser, which imports what is heavy when it runs.
 COMMANDS = (
-    "demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "cut", "train", "benchmark",
+    "demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "cut", "train", "benchmark", "push",
 )  # fmt: skip
 
 OK, NOTHING_USABLE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

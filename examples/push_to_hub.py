@@ -1,0 +1,38 @@
+"""Share a model on the Hugging Face Hub: evaluate it, look at its card, push it, and open it again.
+
+    python examples/push_to_hub.py                    writes what would be pushed, and sends nothing
+    python examples/push_to_hub.py me/d2vpr-town      pushes it to that repository, seen by its owner alone
+
+It uses the checkpoint folder `d2vpr`, which `d2vpr demo` leaves in the working directory; without one it draws random
+weights, whose card nobody needs.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoImageProcessor, AutoModel
+
+import d2vpr_hf
+
+folder, repo_id = Path("runs/push_to_hub"), sys.argv[1] if len(sys.argv) > 1 else "me/d2vpr-town"
+if Path("d2vpr").is_dir():
+    processor, model = AutoImageProcessor.from_pretrained("d2vpr"), AutoModel.from_pretrained("d2vpr")
+else:
+    processor, model = d2vpr_hf.D2VprImageProcessor(), d2vpr_hf.D2VprModel(d2vpr_hf.D2VprConfig()).eval()
+
+# The card's figures come from evaluations of these very weights; any other is refused.
+town = d2vpr_hf.make_town(folder / "town", places=4, views=3, queries=6, easy_queries=0)
+protocol = d2vpr_hf.benchmark_protocol("folders", town.database.parent)
+result = d2vpr_hf.evaluate_protocol(protocol, model=model, processor=processor)
+records = {"evaluations": [result], "notes": ["The results are of a drawn town, no evidence about real streets."]}
+
+if len(sys.argv) == 1:
+    release = d2vpr_hf.write_release(folder / "release", model, processor, repo_id, **records)
+    print((release / "README.md").read_text(encoding="utf-8"))
+else:
+    push = d2vpr_hf.push_model(model, processor, repo_id, private=True, **records)
+    again = AutoModel.from_pretrained(repo_id, revision=push.commit)
+    pixels = torch.zeros(1, 3, 224, 224)
+    same = torch.equal(model(pixels).pooler_output, again(pixels).pooler_output)
+    print(f"{push.url}\n{len(push.files)} files; opened again it gives {'the same' if same else 'another'} descriptor")

@@ -1,0 +1,119 @@
+"""The folder that a push uploads: checkpoint, records, card, and what sentence-transformers reads."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+
+from ..evaluation.cost import model_cost
+from ..evaluation.results import Evaluation
+from ..models.checkpoint import save_checkpoint
+from ..retrieval.embed import weight_hash
+from .card import model_card
+from .records import COST_FILE, EVALUATIONS_FOLDER, TRAINING_FILE, read_evaluations, read_training
+
+# Of weights that somebody trained; a converted checkpoint gets none.
+DEFAULT_LICENSE = "apache-2.0"
+SENTENCE_TRANSFORMERS_MODULE = "sentence_transformers_d2vpr"
+
+
+def write_release(
+    folder: str | Path,
+    model: PreTrainedModel,
+    processor: BaseImageProcessor,
+    repo_id: str,
+    *,
+    evaluations: Sequence[Evaluation | Mapping[str, Any] | str | Path] = (),
+    training: Mapping[str, Any] | str | Path | None = None,
+    license: str | None = None,
+    revision: str | None = None,
+    notes: Sequence[str] = (),
+) -> Path:
+    """The folder, filled with all that a push of this model uploads; nothing leaves this machine.
+
+    It opens like any checkpoint folder, and holds the records that its card is made of. Photos' names and this
+    machine's folders are in none of them.
+
+    Args:
+        folder: must not exist, or be empty.
+        model: a D2-VPR model, with or without a PCA.
+        processor: the model's image processor.
+        repo_id: "owner/name", for which the card is written.
+        evaluations: of these very weights; from `evaluate_protocol`, its JSON, or paths of `results.json`.
+        training: how it was trained; by default the `training.json` of the folder that the model was loaded from, if
+            the weights are still the same.
+        license: of the weights, by its name on the Hub; by default Apache-2.0, and none for converted weights.
+        revision: the branch that the card is for; None for main.
+        notes: sentences that must be read first, such as that weights are random.
+
+    Raises: TypeError if it is no D2-VPR model, FileExistsError if the folder holds anything, ValueError if an
+        evaluation is of other weights, or as `read_evaluations` and `read_training`.
+    """
+    folder = Path(folder)
+    if getattr(model.config, "model_type", None) != "d2vpr":
+        raise TypeError(
+            f"{type(model).__name__} is no D2-VPR model, so the code that loads it can't travel with it. Give a "
+            "D2VprModel; of a teacher push the student."
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and isn't empty. Remove it, or name another folder.")
+    digest = weight_hash(model)
+    results = read_evaluations(evaluations, digest)
+    training = _own_training(model, digest) if training is None else training
+    record = None if training is None else read_training(training)
+    cost = model_cost(model, height=processor.size["height"], width=processor.size["width"]).to_json()
+    if license is None and model.config.converted_from is None:
+        license = DEFAULT_LICENSE
+    card = model_card(
+        repo_id,
+        model.config,
+        cost=cost,
+        evaluations=results,
+        training=record,
+        license=license,
+        revision=revision,
+        notes=notes,
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as work:
+        draft = save_checkpoint(Path(work) / folder.name, model, processor)
+        _write_json(draft / EVALUATIONS_FOLDER / COST_FILE, cost)
+        for name, content in results.items():
+            _write_json(draft / EVALUATIONS_FOLDER / name, content)
+        if record is not None:
+            _write_json(draft / TRAINING_FILE, record)
+        _write_sentence_transformers(draft, model)
+        (draft / "README.md").write_text(str(card), encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()
+        draft.rename(folder)
+    return folder
+
+
+def _own_training(model: PreTrainedModel, digest: str) -> Path | None:
+    """The training record of the folder that the model was loaded from, unless it has changed since."""
+    path = Path(getattr(model, "name_or_path", "") or ".") / TRAINING_FILE
+    if not getattr(model, "name_or_path", "") or not path.is_file():
+        return None
+    return path if weight_hash(type(model).from_pretrained(path.parent)) == digest else None
+
+
+def _write_sentence_transformers(folder: Path, model: PreTrainedModel) -> None:
+    module = f"{SENTENCE_TRANSFORMERS_MODULE}.py"
+    shutil.copyfile(Path(__file__).with_name(module), folder / module)
+    named = {"idx": 0, "name": "0", "path": "", "type": f"{SENTENCE_TRANSFORMERS_MODULE}.D2VprModule"}
+    _write_json(folder / "modules.json", [named])
+    unit_length = model.config.pca_source is None or model.config.pca_source["renormalise"]
+    similarity = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine" if unit_length else "euclidean"}
+    _write_json(folder / "config_sentence_transformers.json", similarity)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(exist_ok=True)
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")

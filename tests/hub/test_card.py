@@ -1,0 +1,271 @@
+"""A card says what its records say: every figure, and nothing that isn't there."""
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard, metadata_load
+from loopback_hub import card_problems
+from made_evaluation import made_evaluation
+
+from d2vpr_hf import D2VprConfig, D2VprImageProcessor, D2VprModel, write_release
+from d2vpr_hf.hub import carried_files
+from d2vpr_hf.hub.card import model_card
+from d2vpr_hf.hub.records import read_evaluations, read_training
+from d2vpr_hf.retrieval.embed import weight_hash
+
+ROOT = Path(__file__).parents[2]
+COST = {
+    "parameters": 27_211_621,
+    "gmacs": 7.04812,
+    "height": 224,
+    "width": 280,
+    "descriptor_dim": 10_752,
+    "descriptor_bytes": 43_008,
+    "weight_bytes": 108_870_036,
+}
+TRAINING = {
+    "stages": [
+        {
+            "stage": "distill",
+            "base_model": "facebook/dinov2-small",
+            "datasets": ["GSV-Cities"],
+            "teacher": {"name": "/runs/cricavpr", "weight_hash": "c" * 64},
+            "arguments": {"epochs": 20, "learning_rate": 2.5e-05, "loss": {"name": "mse", "margin": 0.37}, "amp": True},
+            "best": {"recall@1": 0.625, "step": 340, "curve": list(range(100))},
+            "versions": {"torch": "2.13.0"},
+        },
+        {
+            "stage": "finetune",
+            "base_model": "runs/distill",
+            "datasets": ["GSV-Cities", "A|B"],
+            "step": 1234,
+            "best": None,
+        },
+    ]
+}
+PCA = {
+    "name": "pitts30k/images/train",
+    "images": 16384,
+    "files_sha256": "d" * 64,
+    "seed": 7,
+    "renormalise": False,
+    "variance_kept": 0.91234,
+}
+
+
+def evaluations(*others, **settings):
+    return read_evaluations([made_evaluation(**settings), *others], "a" * 64)
+
+
+def card_of(config=None, results=None, **options):
+    options = {"cost": COST, "evaluations": evaluations() if results is None else results} | options
+    return model_card("me/d2vpr-town", D2VprConfig() if config is None else config, **options)
+
+
+def numbers_of(text):
+    """Every number of a text, as (value, digits after its point)."""
+    found = re.findall(r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w])", text)
+    return [(float(each.replace(",", "")), len(each.partition(".")[2])) for each in found if each.strip(",")]
+
+
+def values_of(record):
+    """Every number that stands in a JSON value, those within its texts and names too."""
+    if isinstance(record, dict):
+        return [value for name, each in record.items() for value in [*values_of(name), *values_of(each)]]
+    if isinstance(record, list | tuple):
+        return [value for each in record for value in values_of(each)]
+    if isinstance(record, str):
+        return [value for value, _ in numbers_of(record)]
+    return [] if record is None or isinstance(record, bool) else [float(record)]
+
+
+def test_every_figure_of_the_card_is_in_the_records():
+    results = evaluations(made_evaluation([[0, 1, 2, 3, 4]] * 4, query_method="five_crops"))
+    training = read_training(TRAINING)
+    config = D2VprConfig(descriptor_dim=512, pca_source=PCA)
+    card = card_of(config, results, training=training)
+    there = values_of([COST, results, training, config.to_dict()])
+    shown = [part for name in ("Results", "Size and cost", "How it was made") for part in [section(card, name)]]
+    figures = [each for part in shown for each in numbers_of(re.sub(r"recall@k|\]\([^)]*\)|\*\*Stage \d", "", part))]
+    assert len(figures) > 40
+    for value, digits in figures:
+        # As it stands, or in percent as the card rounds it.
+        forms = (value == each or round(100 * each, digits) == value or float(f"{each:.3g}") == value for each in there)
+        assert any(forms), value
+    head = card.data.to_dict()["model-index"]
+    for result in head[0]["results"]:
+        for metric in result["metrics"]:
+            assert metric["value"] in [each["recall"][metric["name"]] for each in results.values()]
+    # A figure that isn't there would be found.
+    assert not any(round(100 * each, 1) == 61.7 for each in there)
+
+
+def section(card, name):
+    return re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", card.text, re.DOTALL | re.MULTILINE)[1]
+
+
+def test_the_head_says_what_the_hub_searches_by(tmp_path):
+    card = card_of(results=evaluations(made_evaluation(name="again", batch_rule="in batches of 8")), training=TRAINING)
+    card.save(tmp_path / "README.md")
+    head = metadata_load(tmp_path / "README.md")
+    assert head["library_name"] == "transformers"
+    assert head["pipeline_tag"] == "image-feature-extraction"
+    assert head["tags"] == ["visual-place-recognition", "d2vpr"]
+    # The second stage began with the first one's folder, which is nothing on the Hub.
+    assert head["base_model"] == ["facebook/dinov2-small"]
+    assert head["datasets"] == ["GSV-Cities", "A|B"]
+    (model,) = head["model-index"]
+    assert model["name"] == "d2vpr-town"
+    (result,) = model["results"]
+    assert result["dataset"]["type"] == "made"
+    assert result["dataset"]["name"] == "made (6 database photos, 4 queries)"
+    assert result["dataset"]["args"]["queries_without_positives"] == 0
+    assert [(metric["name"], metric["value"], metric["args"]["k"]) for metric in result["metrics"]][:3] == [
+        ("recall@1", 0.5, 1),
+        ("recall@3", 0.75, 3),
+        ("recall@5", 0.75, 5),
+    ]
+    rules = {metric["config"].split(";")[0] for metric in result["metrics"]}
+    assert rules == {"batches: each photo by itself: the batch size changes nothing", "batches: in batches of 8"}
+    assert all("no PCA" in metric["config"] for metric in result["metrics"])
+    assert card_problems((tmp_path / "README.md").read_text()) == []
+    again = ModelCard.load(tmp_path / "README.md")
+    assert [each.metric_value for each in again.data.eval_results] == [0.5, 0.75, 0.75] * 2
+
+
+def test_what_is_not_recorded_is_not_there(tmp_path):
+    card = card_of(results={})
+    assert set(card.data.to_dict()) == {"library_name", "pipeline_tag", "tags"}
+    assert "No evaluation came with this model." in section(card, "Results")
+    assert "Nothing is recorded about how these weights came about." in section(card, "How it was made")
+    assert "no licence is stated" in section(card, "Licence")
+    assert "Stage" not in card.text
+    assert "PCA" not in card.text
+    assert "None" not in card.text
+    assert "{" not in re.sub(r"```bibtex.*?```", "", card.text, flags=re.DOTALL)
+
+
+def test_a_pca_names_its_source_in_text_and_head():
+    card = card_of(D2VprConfig(descriptor_dim=512, pca_source=PCA))
+    made = section(card, "How it was made")
+    assert "a PCA to 512 numbers, not brought to length 1 again" in made
+    assert "16,384 photos of pitts30k/images/train (seed 7) and keeps 91.2 % of the variance" in made
+    assert "are compared by their distance" in card.text
+    (result,) = card.data.to_dict()["model-index"][0]["results"]
+    assert "PCA to 512 numbers, fitted on 16384 photos of pitts30k/images/train" in result["metrics"][0]["config"]
+    unknown = card_of(D2VprConfig(descriptor_dim=512, pca_source=PCA | {"files_sha256": None, "renormalise": True}))
+    assert "nobody can tell whether a test photo was among them" in section(unknown, "How it was made")
+    assert "Descriptors have length 1" in unknown.text
+
+
+def test_a_converted_model_says_whose_it_is():
+    source = {"file": "original.pth", "sha256": "e" * 64}
+    card = card_of(D2VprConfig(converted_from=source, cross_image_encoder=True), training=TRAINING)
+    made = section(card, "How it was made")
+    assert f"published checkpoint `original.pth` (SHA-256 `{'e' * 64}`)" in made
+    assert made.index("original.pth") < made.index("**Stage 1: distill**")
+    assert "the rights in them are with their authors" in section(card, "Licence")
+    assert card.data.license == "other"
+    assert card.data.license_name == "none-stated"
+    assert "The cross-image encoder is on." in card.text
+    assert "recall depends on the size and the order of the batches" in section(card, "Limits")
+    assert card_problems(str(card)) == []
+    headed = card_of(D2VprConfig(head_dim=512))
+    assert "a learned projection to 512 numbers" in section(headed, "How it was made")
+    plain = card_of(license="mit")
+    assert plain.data.license == "mit"
+    assert "The weights: mit," in section(plain, "Licence")
+    assert "cross-image" not in plain.text
+
+
+def test_training_is_shown_by_stage():
+    made = section(card_of(training=read_training(TRAINING)), "How it was made")
+    assert made.count("**Stage") == 2
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", made, re.MULTILINE)
+    assert ("teacher.name", "cricavpr") in rows
+    assert ("arguments.learning_rate", "2.5e-05") in rows
+    assert ("arguments.loss.margin", "0.37") in rows
+    assert ("arguments.amp", "yes") in rows
+    assert ("best.curve", "see training.json") in rows
+    assert ("datasets", "GSV-Cities, A\\|B") in rows
+    assert ("step", "1234") in rows
+    # The recipe is folded up; the second stage has none.
+    assert made.count("<details>") == made.count("</details>") == 1
+    assert made.index("best.step") < made.index("<details>") < made.index("arguments.amp") < made.index("</details>")
+    assert [value for name, value in rows if name.startswith("best")] == ["0.625", "340", "see training.json"]
+
+
+def test_text_of_records_stays_within_its_line():
+    evaluation = made_evaluation()
+    evil = dataclasses.replace(
+        evaluation,
+        protocol=dataclasses.replace(evaluation.protocol, name="a|b", rule="one\n# two", notes=("x\n\n## y",)),
+    )
+    card = card_of(results=evaluations(evil), notes=["These weights\nare random."])
+    assert "| a\\|b | 6 | 4 | 50.0 | 75.0 |" in card.text
+    assert "Positives: one # two." in card.text
+    assert "\n**These weights are random.**\n" in card.text
+    headings = re.findall(r"^#+ .*$", re.sub(r"```.*?```", "", card.text, flags=re.DOTALL), re.MULTILINE)
+    assert [each.strip("# ") for each in headings] == [
+        "d2vpr-town",
+        "How to use it",
+        "Results",
+        "Size and cost",
+        "How it was made",
+        "Intended use",
+        "Limits",
+        "Citation",
+        "Licence",
+    ]
+
+
+def test_five_lines_show_how_to_use_it():
+    card = card_of(revision="v2")
+    lines = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)[1].splitlines()
+    assert len(lines) == 5
+    assert all('"me/d2vpr-town", revision="v2", trust_remote_code=True' in line for line in lines[2:4])
+
+
+def test_wheels_carry_the_template_and_the_metric():
+    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
+        "force-include"
+    ]
+    inside = carried_files._PLACES[0].relative_to(ROOT / "src")
+    metric = [path.name for path in (ROOT / carried_files.METRIC_FOLDER).iterdir() if path.is_file()]
+    wanted = [carried_files.CARD_TEMPLATE, *(f"{carried_files.METRIC_FOLDER}/{name}" for name in sorted(metric))]
+    assert included == {name: f"{inside}/{name}" for name in wanted}
+    assert all(carried_files.carried_path(name).is_file() for name in wanted)
+    with pytest.raises(FileNotFoundError, match="Install d2vpr-hf again"):
+        carried_files.carried_path("model_cards/gone.md")
+
+
+def made_again(folder, work):
+    """The card of a released folder, made anew of what the folder holds."""
+    written = (folder / "README.md").read_text(encoding="utf-8")
+    repo_id = re.search(r'from_pretrained\("([^"]+)"', written)[1]
+    notes = re.findall(r"^\*\*(.+)\*\*$", written[: written.index("## How to use it")], re.MULTILINE)
+    results = sorted(path for path in (folder / "evaluations").iterdir() if path.name != "cost.json")
+    model, processor = D2VprModel.from_pretrained(folder), D2VprImageProcessor.from_pretrained(folder)
+    license = ModelCard.load(folder / "README.md").data.license
+    release = write_release(work, model, processor, repo_id, evaluations=results, license=license, notes=notes)
+    return (release / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_card_is_made_again_of_its_own_records(tmp_path, tiny_model, tiny_processor):
+    evaluation = dataclasses.replace(made_evaluation(), weight_hash=weight_hash(tiny_model))
+    options = {"evaluations": [evaluation], "training": TRAINING, "license": "mit", "notes": ["A note."]}
+    folder = write_release(tmp_path / "release", tiny_model, tiny_processor, "me/tiny", **options)
+    assert made_again(folder, tmp_path / "again") == (folder / "README.md").read_text(encoding="utf-8")
+
+
+def test_shipped_cards_are_those_of_shipped_checkpoints(tmp_path):
+    """Beside the template lies the card of each checkpoint that the package ships, as its records make it today."""
+    cards = {path.stem for path in (ROOT / "model_cards").glob("*.md")} - {"template"}
+    shipped = {path.parent.name: path.parent for path in (ROOT / "src/d2vpr_hf/pretrained").glob("*/config.json")}
+    assert cards == set(shipped)
+    for name, folder in shipped.items():
+        card = (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")
+        assert card == (folder / "README.md").read_text(encoding="utf-8") == made_again(folder, tmp_path / name)

@@ -1,0 +1,92 @@
+"""Records hold what a card shows, are of the model that is pushed, and tell nothing of the machine that made them."""
+
+import dataclasses
+import json
+
+import pytest
+from made_evaluation import made_evaluation
+
+from d2vpr_hf.hub.records import read_evaluations, read_training, without_folders
+
+WEIGHTS = "a" * 64
+
+
+def test_an_evaluation_keeps_its_figures_and_loses_names_of_photos_and_folders(tmp_path):
+    evaluation = dataclasses.replace(
+        made_evaluation(),
+        model_name="/home/somebody/runs/d2vpr",
+        command=["/home/somebody/.venv/bin/d2vpr", "evaluate", "--database=/data/private/photos", "--radius-m", "25"],
+        skipped={"database": [("/data/private/photos/database5.jpg", "is no image")], "queries": []},
+    )
+    (content,) = read_evaluations([evaluation], WEIGHTS).values()
+    full = json.loads(json.dumps(evaluation.to_json()))
+    assert content["recall"] == full["recall"] == {"recall@1": 0.5, "recall@3": 0.75, "recall@5": 0.75}
+    assert content["model"] == {"name": "d2vpr", "weight_hash": WEIGHTS}
+    assert content["command"] == ["d2vpr", "evaluate", "--database=photos", "--radius-m", "25"]
+    assert content["counts"]["database_ranked"] == 5
+    changed = {"model", "command", "ranking", "skipped"}
+    assert set(full) - set(content) == {"ranking", "skipped"}
+    assert {name: value for name, value in content.items() if name not in changed} == {
+        name: value for name, value in full.items() if name not in changed
+    }
+    text = json.dumps(content)
+    assert not [word for word in ("somebody", "private", "database0.jpg", "query0.jpg") if word in text]
+    # Nothing above holds because the words were never there.
+    assert all(word in json.dumps(full) for word in ("somebody", "private", "database0.jpg", "query0.jpg"))
+
+
+def test_evaluations_are_taken_as_objects_json_files_and_folders(tmp_path):
+    evaluation = made_evaluation()
+    path = evaluation.save(tmp_path / "results")
+    found = read_evaluations([evaluation, evaluation.to_json(), path, str(tmp_path / "results")], WEIGHTS)
+    assert list(found) == ["made.json", "made-2.json", "made-3.json", "made-4.json"]
+    assert all(content == found["made.json"] for content in found.values())
+    cost = dataclasses.replace(evaluation, protocol=dataclasses.replace(evaluation.protocol, name="cost"))
+    slashed = dataclasses.replace(evaluation, protocol=dataclasses.replace(evaluation.protocol, name="../a b"))
+    assert list(read_evaluations([cost, slashed], WEIGHTS)) == ["cost-2.json", "a-b.json"]
+
+
+def test_what_is_no_evaluation_of_this_model_is_refused(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"evaluation 2 \(made\) is of the weights aaaaaaaa .* has the weights bbbbbbbb"
+    ):
+        read_evaluations([dataclasses.replace(made_evaluation(), weight_hash="b" * 64), made_evaluation()], "b" * 64)
+    with pytest.raises(ValueError, match=r"evaluation 1 \(made\) is of no labels|has no recall"):
+        read_evaluations([made_evaluation(labels=False)], WEIGHTS)
+    with pytest.raises(ValueError, match=r"evaluation 1 lacks rule, recall, .*Give results.json as"):
+        read_evaluations([{"protocol": "made"}], WEIGHTS)
+    with pytest.raises(FileNotFoundError, match=r"There is no .*gone.json"):
+        read_evaluations([tmp_path / "gone.json"], WEIGHTS)
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match=r"bad.json is no JSON"):
+        read_evaluations([tmp_path / "bad.json"], WEIGHTS)
+    (tmp_path / "bad.json").write_text("[]")
+    with pytest.raises(ValueError, match="holds a list, but a JSON object was expected"):
+        read_evaluations([str(tmp_path / "bad.json")], WEIGHTS)
+
+
+def test_a_training_record_has_stages_and_no_folders(tmp_path):
+    stages = [{"stage": "distill", "arguments": {"photos": "/data/gsv_cities", "epochs": 20, "layers": ["~/x/y", 4]}}]
+    (tmp_path / "training.json").write_text(json.dumps({"stages": stages}))
+    assert read_training(tmp_path / "training.json") == {
+        "stages": [{"stage": "distill", "arguments": {"photos": "gsv_cities", "epochs": 20, "layers": ["y", 4]}}]
+    }
+    for wrong in ({}, {"stages": "distill"}, {"stages": [{"arguments": {}}]}):
+        with pytest.raises(ValueError, match="training holds no list `stages`"):
+            read_training(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("/home/me/runs/d2vpr/", "d2vpr"),
+        ("C:\\Users\\me\\original.pth", "original.pth"),
+        ("listed by name in /home/me/positives.json, and more", "listed by name in positives.json, and more"),
+        ("https://arxiv.org/abs/2511.12528", "https://arxiv.org/abs/2511.12528"),
+        ("facebook/dinov2-small", "facebook/dinov2-small"),
+        ("pitts30k/images/train", "pitts30k/images/train"),
+        ("within 25 m, +/-10 frames, 1 / 2", "within 25 m, +/-10 frames, 1 / 2"),
+    ],
+)
+def test_only_paths_from_a_root_are_cut(text, kept):
+    assert without_folders({"a": [text]}) == {"a": [kept]}
