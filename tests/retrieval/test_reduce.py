@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from d2vpr_hf import CricaVprModel, Descriptors, PlaceIndex, embed_images
+from d2vpr_hf import CricaVprModel, D2VprConfig, D2VprModel, Descriptors, PlaceIndex, embed_images
 from d2vpr_hf.retrieval import reduce
 from d2vpr_hf.retrieval.embed import weight_hash
 from d2vpr_hf.retrieval.reduce import (
@@ -290,6 +290,10 @@ def test_what_can_not_be_reduced_is_refused_before_anything_is_embedded(tmp_path
     attach_pca(model, pca)
     with pytest.raises(ValueError, match="ends in a PCA to 4 numbers already"):
         reduce_checkpoint(photos, tmp_path / "short", settings=PcaSettings(dim=4), **options)
+    fields = options["model"].config.to_dict() | {"pca_source": None, "descriptor_dim": None, "head_dim": 8}
+    headed = D2VprModel(D2VprConfig.from_dict(fields))
+    with pytest.raises(ValueError, match="ends in a learned head of 8 numbers"):
+        reduce_checkpoint(photos, tmp_path / "short", settings=PcaSettings(dim=4), **options | {"model": headed})
     assert [path.name for path in tmp_path.iterdir()] == ["town"]
 
 

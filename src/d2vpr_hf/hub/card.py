@@ -8,8 +8,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.configuration_utils import PreTrainedConfig
 
+from ..models.checkpoint import TRAINING_FILE
 from .carried_files import CARD_TEMPLATE, carried_path
-from .records import EVALUATIONS_FOLDER, TRAINING_FILE
+from .records import EVALUATIONS_FOLDER
 
 TAGS = ("visual-place-recognition", "d2vpr")
 TASK = "image-feature-extraction"

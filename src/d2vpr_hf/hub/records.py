@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.results import RESULTS_FILE, Evaluation
+from ..models.checkpoint import TRAINING_FILE
 
-# In a checkpoint folder and in a repository.
-TRAINING_FILE = "training.json"
 EVALUATIONS_FOLDER = "evaluations"
 COST_FILE = "cost.json"
 

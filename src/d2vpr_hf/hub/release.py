@@ -12,10 +12,10 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..evaluation.cost import model_cost
 from ..evaluation.results import Evaluation
-from ..models.checkpoint import save_checkpoint
+from ..models.checkpoint import TRAINING_FILE, save_checkpoint
 from ..retrieval.embed import weight_hash
 from .card import model_card
-from .records import COST_FILE, EVALUATIONS_FOLDER, TRAINING_FILE, read_evaluations, read_training
+from .records import COST_FILE, EVALUATIONS_FOLDER, read_evaluations, read_training
 
 # Of weights that somebody trained; a converted checkpoint gets none.
 DEFAULT_LICENSE = "apache-2.0"

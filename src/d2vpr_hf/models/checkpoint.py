@@ -7,6 +7,9 @@ from pathlib import Path
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
+# What a checkpoint says of how it was trained: {"stages": [...]}, one entry a stage, oldest first.
+TRAINING_FILE = "training.json"
+
 
 def save_checkpoint(folder: str | Path, model: PreTrainedModel, processor: BaseImageProcessor) -> Path:
     """Writes a folder that `AutoModel.from_pretrained` and `AutoImageProcessor.from_pretrained` open.

@@ -287,6 +287,11 @@ def reduce_checkpoint(
             f"The model ends in a PCA to {model.config.descriptor_dim} numbers already. Give the model that it was "
             "fitted for."
         )
+    if model.config.head_dim is not None:
+        raise ValueError(
+            f"The model ends in a learned head of {model.config.head_dim} numbers, which a PCA would only shorten "
+            "further. Reduce the checkpoint without the head, or train a shorter head."
+        )
     paths = list_images(photos)
     rows = _drawn(len(paths), settings.images, settings.seed)
     # Before the photos are embedded, which may take an hour.

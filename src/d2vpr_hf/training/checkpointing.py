@@ -9,10 +9,11 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
+from ..models.checkpoint import TRAINING_FILE
 from .arguments import TrainingArguments
 from .progress import Progress
 from .run_folder import drafted, versions
-from .setup import TRAINING, Trainee
+from .setup import Trainee
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class TrainedCheckpoint:
                 self.trainee.processor.save_pretrained(draft)
                 self.model.save_pretrained(draft, state_dict=own)
                 record = {"stages": [*self.trainee.history, self.describe(progress)]}
-                (draft / TRAINING).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+                (draft / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     def describe(self, progress: Progress) -> dict[str, Any]:
         """This stage, as the checkpoint's `training.json` has it."""

@@ -17,6 +17,7 @@ from ..data.augmentation import TrainingTransform
 from ..data.place_sampler import PlaceSampler
 from ..data.training_images import TrainingImages
 from ..data.training_places import TrainingPlaces, read_training_places
+from ..models.checkpoint import TRAINING_FILE
 from ..models.cricavpr.configuration_cricavpr import CricaVprConfig
 from ..models.cricavpr.modeling_cricavpr import CricaVprModel
 from ..models.d2vpr.configuration_d2vpr import D2VprConfig
@@ -26,7 +27,6 @@ from .arguments import TrainingArguments
 from .targets import CachedTargets, LiveTargets, Targets
 from .teachers import Teacher, TeacherNetwork, open_teacher
 
-TRAINING = "training.json"
 OURS = {"d2vpr": (D2VprConfig, D2VprModel), "cricavpr": (CricaVprConfig, CricaVprModel)}
 
 
@@ -101,7 +101,7 @@ def _loaded(name: str) -> Trainee:
 
 def read_history(name: str) -> list[dict[str, Any]]:
     """The stages that a checkpoint says it went through; none where it says nothing."""
-    found = cached_file(name, TRAINING, _raise_exceptions_for_missing_entries=False)
+    found = cached_file(name, TRAINING_FILE, _raise_exceptions_for_missing_entries=False)
     return json.loads(Path(found).read_text(encoding="utf-8"))["stages"] if found else []
 
 
