@@ -15,6 +15,7 @@ from .models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
 from .models.d2vpr.modeling_d2vpr import D2VprModel
 
 if TYPE_CHECKING:
+    from .data.augmentation import TrainingTransform
     from .data.benchmark_tables import load_benchmark
     from .data.export import export_benchmark, push_benchmark
     from .data.folders import read_photo_folder
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from .data.panorama_files import cut_panoramas
     from .data.panorama_places import cut_training_views, panorama_conflicts
     from .data.panoramas import cut_views
+    from .data.place_sampler import PlaceSampler
+    from .data.training_images import TrainingImages, training_loader
+    from .data.training_places import read_training_places
     from .data.verify import verify_folder
     from .evaluation.comparison import compare_models
     from .evaluation.cost import model_cost, time_model
@@ -51,6 +55,9 @@ AutoImageProcessor.register(CricaVprConfig, image_processor_classes={"pil": D2Vp
 LAZY = {
     "Descriptors": "retrieval.embed",
     "PlaceIndex": "retrieval.index",
+    "PlaceSampler": "data.place_sampler",
+    "TrainingImages": "data.training_images",
+    "TrainingTransform": "data.augmentation",
     "attach_pca": "retrieval.reduce",
     "benchmark_protocol": "evaluation.protocol",
     "compare_models": "evaluation.comparison",
@@ -78,10 +85,12 @@ LAZY = {
     "push_metric": "hub.push",
     "push_model": "hub.push",
     "read_photo_folder": "data.folders",
+    "read_training_places": "data.training_places",
     "reduce_checkpoint": "retrieval.reduce",
-    "time_model": "evaluation.cost",
     "resolve_arguments": "training.arguments",
+    "time_model": "evaluation.cost",
     "train": "training.trainer",
+    "training_loader": "data.training_images",
     "verify_folder": "data.verify",
     "write_release": "hub.release",
 }
@@ -94,6 +103,9 @@ __all__ = [
     "D2VprModel",
     "Descriptors",
     "PlaceIndex",
+    "PlaceSampler",
+    "TrainingImages",
+    "TrainingTransform",
     "attach_pca",
     "benchmark_protocol",
     "compare_models",
@@ -121,10 +133,12 @@ __all__ = [
     "push_metric",
     "push_model",
     "read_photo_folder",
+    "read_training_places",
     "reduce_checkpoint",
     "resolve_arguments",
     "time_model",
     "train",
+    "training_loader",
     "verify_folder",
     "write_release",
 ]

@@ -46,7 +46,7 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(training_town, 
         "workers": 1,
         "descriptor_chunk": 3,
         "validation": [f"folders={validation_town}"],
-        "validate_every": 5,
+        "validate_every": 4,
     }
     unbroken = train(arguments(training_town, tmp_path / "unbroken", **keys))
     expected = RunFolder(tmp_path / "unbroken").records()

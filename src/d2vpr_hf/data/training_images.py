@@ -135,12 +135,13 @@ def training_loader(
 ) -> DataLoader:
     """TrainingBatches in the order of the sampler, prepared by worker processes while the step computes.
 
-    The batches are the same whatever the workers. Nothing is drawn from the global random state.
+    The batches are the same whatever the workers. Nothing is drawn from the global random state. Workers start anew and
+    not as copies of this process, so a script that calls this needs `if __name__ == "__main__":` around what it does.
 
     Args:
         workers: processes that prepare batches, a batch each; 0 prepares them here, between the steps. By default one
             for each core, 16 at most. They live as long as the loader.
-        batches_ahead: that each worker has ready.
+        batches_ahead: that each worker has ready; all of them lie in shared memory.
         niceness: by how much the workers give way to the training step where both want the same core, 0 (not at all)
             to 19.
         pin_memory: copy the batches to where a GPU fetches them by itself.

@@ -83,7 +83,7 @@ class TrainingLoop:
                     finished = progress.step == self.schedule.steps
                     if finished or progress.step % arguments.log_every == 0:
                         self.log(bar)
-                    if self.validator.protocols and self.validation_due(last or finished):
+                    if self.validator.protocols and (finished or self.validation_due(last)):
                         self.validate(bar)
                     if finished or self.out_of_patience or progress.step % arguments.save_every == 0:
                         self.save_state()
@@ -115,7 +115,7 @@ class TrainingLoop:
             moved = batch.to(accelerator.device)
             with accelerator.accumulate(self.student):
                 figures = accelerator.reduce(self.stage.backward(moved), "mean")
-                figures = {name: float(value) for name, value in figures.items()}
+                figures = {name: value.item() for name, value in figures.items()}
                 self.check_finite("loss", figures["loss"], batch)
                 if accelerator.sync_gradients and self.arguments.max_grad_norm:
                     length = accelerator.clip_grad_norm_(self.student.parameters(), self.arguments.max_grad_norm)
@@ -167,9 +167,9 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             self.folder.append(record)
 
-    def validation_due(self, at_the_end: bool) -> bool:
+    def validation_due(self, last_of_epoch: bool) -> bool:
         every = self.arguments.validate_every
-        return at_the_end if every is None else at_the_end or self.progress.step % every == 0
+        return last_of_epoch if every is None else self.progress.step % every == 0
 
     @property
     def out_of_patience(self) -> bool:

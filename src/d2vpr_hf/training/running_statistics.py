@@ -33,7 +33,7 @@ def checkpoint_gradients(model: nn.Module) -> None:
         return nullcontext(), running_statistics_kept(model)
 
     settings: dict[str, bool | Callable] = {"use_reentrant": False, "context_fn": contexts}
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=settings)
+    model.activation_checkpointing_enable(settings)
 
 
 class ReplayedRandomness:
