@@ -51,10 +51,13 @@ def test_what_is_no_evaluation_of_this_model_is_refused(tmp_path):
         ValueError, match=r"evaluation 2 \(made\) is of the weights aaaaaaaa .* has the weights bbbbbbbb"
     ):
         read_evaluations([dataclasses.replace(made_evaluation(), weight_hash="b" * 64), made_evaluation()], "b" * 64)
-    with pytest.raises(ValueError, match=r"evaluation 1 \(made\) is of no labels|has no recall"):
+    with pytest.raises(ValueError, match=r"evaluation 1 \(made\) has no recall"):
         read_evaluations([made_evaluation(labels=False)], WEIGHTS)
     with pytest.raises(ValueError, match=r"evaluation 1 lacks rule, recall, .*Give results.json as"):
         read_evaluations([{"protocol": "made"}], WEIGHTS)
+    partial = made_evaluation().to_json() | {"settings": {"dtype": "float32"}, "counts": None}
+    with pytest.raises(ValueError, match=r"lacks counts.database, .*settings.batch_rule, settings.query_method, so it"):
+        read_evaluations([partial], WEIGHTS)
     with pytest.raises(FileNotFoundError, match=r"There is no .*gone.json"):
         read_evaluations([tmp_path / "gone.json"], WEIGHTS)
     (tmp_path / "bad.json").write_text("{")

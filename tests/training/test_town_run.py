@@ -9,8 +9,9 @@ from d2vpr_hf.training.run_folder import RunFolder
 from d2vpr_hf.training.town_run import TownSizes, train_on_town
 
 SMALL = TownSizes(
-    teacher_places=18,
-    student_places=17,
+    places_per_batch=4,
+    teacher_places=5,
+    student_places=4,
     validation_places=3,
     validation_queries=4,
     test_places=4,
@@ -35,7 +36,7 @@ def test_teacher_distilled_and_fine_tuned_student_are_measured_on_a_town_of_thei
     assert len(RunFolder(root / "distill").records()) > 0
     towns = {path.name: {each.name for each in path.rglob("*.jpg")} for path in (root / "towns").iterdir()}
     assert towns.keys() == {"teacher", "student", "validation", "test"}
-    assert len(towns["student"]) == 17 * 4
+    assert len(towns["student"]) == 4 * 4
     assert not towns["teacher"] & towns["student"]
     table = run.table().text()
     assert "fine-tuned" in table

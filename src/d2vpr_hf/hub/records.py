@@ -12,8 +12,16 @@ from ..models.checkpoint import TRAINING_FILE
 EVALUATIONS_FOLDER = "evaluations"
 COST_FILE = "cost.json"
 
-# What an evaluation must hold for a card to be made of it.
-_NEEDED = ("protocol", "rule", "recall", "counts", "queries_without_positives", "model", "settings")
+# What an evaluation must hold for a card to be made of it, and what within that.
+_NEEDED = {
+    "protocol": (),
+    "rule": (),
+    "recall": (),
+    "counts": ("database", "database_ranked", "queries", "queries_ranked"),
+    "queries_without_positives": (),
+    "model": ("name", "weight_hash"),
+    "settings": ("batch_rule", "dtype", "query_method"),
+}
 # Photos by name: names may hold coordinates, and a card needs none of them.
 _PHOTO_FIELDS = ("ranking", "skipped")
 # A path from the root, the home or a drive within any text; not the slashes of a URL or of "owner/name".
@@ -34,7 +42,7 @@ def read_evaluations(
     found: dict[str, dict[str, Any]] = {}
     for number, each in enumerate(evaluations, start=1):
         where, content = _opened(each, number)
-        if missing := [name for name in _NEEDED if name not in content]:
+        if missing := _missing(content):
             raise ValueError(
                 f"{where} lacks {', '.join(missing)}, so it is no evaluation. Give {RESULTS_FILE} as `d2vpr evaluate "
                 "--save` or `Evaluation.save` writes it."
@@ -79,6 +87,18 @@ def without_folders(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_folders(each) for each in value]
     return value
+
+
+def _missing(content: Mapping[str, Any]) -> list[str]:
+    """What a card needs of an evaluation and doesn't find."""
+    whole = [name for name in _NEEDED if name not in content]
+    parts = [
+        f"{name}.{part}"
+        for name, wanted in _NEEDED.items()
+        for part in wanted
+        if name in content and not (isinstance(content[name], Mapping) and part in content[name])
+    ]
+    return whole + parts
 
 
 def _opened(evaluation: Evaluation | Mapping[str, Any] | str | Path, number: int) -> tuple[str, Mapping[str, Any]]:

@@ -6,6 +6,7 @@ one that chooses the best weights and the one that is measured have different se
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +38,13 @@ TEACHER = {
 # Of the towns: each run of another seed takes seeds of its own from here on, far from those of tests and demos.
 FIRST_SEED = 70_000
 KS = (1, 5)
-# Of a batch, whatever the number of processes.
-PLACES_TOGETHER = 16
 
 
 @dataclass(frozen=True)
 class TownSizes:
-    """How much a run on towns draws and trains."""
+    """How much a run on towns draws and trains; `places_per_batch` of all processes together."""
 
+    places_per_batch: int = 16
     teacher_places: int = 60
     student_places: int = 60
     validation_places: int = 20
@@ -110,18 +110,11 @@ def train_on_town(folder: str | Path, *, seed: int = 0, sizes: TownSizes | None 
     if state.is_main_process:
         draw_towns(root / "towns", seed, sizes)
     state.wait_for_everyone()
-    teacher = _train(root, "teacher", seed, sizes.teacher_epochs, stage="finetune", model_config=TEACHER)
-    distilled = _train(
-        root,
-        "distill",
-        seed,
-        sizes.distill_epochs,
-        stage="distill",
-        model_config=STUDENT,
-        teacher=str(teacher),
-        token_weight=1.0,
-    )
-    finetuned = _train(root, "finetune", seed, sizes.finetune_epochs, stage="finetune", model=str(distilled))
+    run_stage = partial(_train, root, seed, sizes.places_per_batch)
+    teacher = run_stage("teacher", sizes.teacher_epochs, stage="finetune", model_config=TEACHER)
+    follows = {"stage": "distill", "model_config": STUDENT, "teacher": str(teacher), "token_weight": 1.0}
+    distilled = run_stage("distill", sizes.distill_epochs, **follows)
+    finetuned = run_stage("finetune", sizes.finetune_epochs, stage="finetune", model=str(distilled))
     run = TownRun({}, finetuned)
     if state.is_main_process:
         run = TownRun(
@@ -147,14 +140,14 @@ def draw_towns(folder: Path, seed: int, sizes: TownSizes) -> None:
         )
 
 
-def _train(root: Path, name: str, seed: int, epochs: int, **keys: Any) -> Path:
+def _train(root: Path, seed: int, places_per_batch: int, name: str, epochs: int, **keys: Any) -> Path:
     """The checkpoint of one stage, whose run folder bears its name."""
     town = "teacher" if name == "teacher" else "student"
     common = {
         "data": [str(root / "towns" / town)],
         "output": str(root / name),
         "image_size": SIDE,
-        "places_per_batch": PLACES_TOGETHER // PartialState().num_processes,
+        "places_per_batch": places_per_batch // PartialState().num_processes,
         "augmentation": "none",
         "trainable_blocks": -1,
         "learning_rate": 1e-3,

@@ -193,6 +193,8 @@ def patch_grid(pixel_values: torch.Tensor, patch: int) -> tuple[int, int]:
     return pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
 
 
+# By these words transformers says that there are no safetensors. Its own advice is to read pickles.
+NO_SAFETENSORS = ("cannot be loaded with `safetensors`", "Error no file named model.safetensors found")
 # What tells transformers where on the Hub, and in which cache, a checkpoint lies.
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
@@ -256,9 +258,18 @@ class D2VprPreTrainedModel(PreTrainedModel):
             such checkpoint.
         """
         kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except OSError as error:
+            if not any(words in str(error) for words in NO_SAFETENSORS):
+                raise
+            raise OSError(
+                f"{pretrained_model_name_or_path} holds no model.safetensors, and weights of another kind, such as "
+                "pytorch_model.bin, aren't read: unpickling runs whatever code is in them. Ask for safetensors, or use "
+                "`d2vpr convert` for a published checkpoint."
+            ) from error
         unexpected = set(info["unexpected_keys"])
         if not model.config.cross_image_encoder and saved_with_encoder(pretrained_model_name_or_path, kwargs):
             unexpected = {key for key in unexpected if not key.startswith(ENCODER_PREFIX)}
