@@ -18,30 +18,36 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch.nn import functional as F
+from accelerate import Accelerator
 
 from d2vpr_hf import D2VprConfig, D2VprImageProcessor, D2VprModel, make_town
 from d2vpr_hf.data.augmentation import AUGMENTATIONS, TrainingTransform
 from d2vpr_hf.data.place_sampler import PlaceSampler
 from d2vpr_hf.data.training_images import TrainingBatch, TrainingImages, training_loader
 from d2vpr_hf.data.training_places import read_training_places
+from d2vpr_hf.training.arguments import FinetuneArguments
+from d2vpr_hf.training.stages import Finetune, Student
+from d2vpr_hf.training.trainable import freeze
+from d2vpr_hf.training.trainer import make_optimizer
 
 SMALL = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 224}
 
 
 def make_step(student: str, device: torch.device) -> Callable[[TrainingBatch], None]:
-    """Forward, a loss between the descriptors of places, backward and AdamW."""
+    """A step of stage 2 as the trainer makes it: forward, multi-similarity, backward, clipping, AdamW."""
+    accelerator = Accelerator(cpu=device.type == "cpu")
     torch.manual_seed(0)
     small = {"backbone_config": SMALL, "recovery_layers": (1, 2, 4), "aggregator_dim": 96}
-    model = D2VprModel(D2VprConfig(**small if student == "small" else {})).train().to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    model = D2VprModel(D2VprConfig(**small if student == "small" else {}))
+    arguments = FinetuneArguments(data=["none"], model="none", trainable_blocks=-1)
+    freeze(model, trainable_blocks=arguments.trainable_blocks, trainable_modules=None)
+    wrapped = Student(model, None, needs_tokens=False).train()
+    wrapped, optimizer = accelerator.prepare(wrapped, make_optimizer(arguments, wrapped))
+    stage = Finetune(arguments, accelerator, wrapped)
 
     def step(batch: TrainingBatch) -> None:
-        batch = batch.to(device)
-        descriptors = model(batch.pixel_values).pooler_output
-        same = (batch.places[:, None] == batch.places[None]).float()
-        loss = F.binary_cross_entropy_with_logits(10 * descriptors @ descriptors.T - 5, same)
-        loss.backward()
+        stage.backward(batch.to(device))
+        accelerator.clip_grad_norm_(wrapped.parameters(), arguments.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
 
