@@ -38,7 +38,6 @@ FREE_ON_RESUME = frozenset(
         "patience",
         "save_every",
         "keep_states",
-        "teacher_cache",
     ]
 )
 

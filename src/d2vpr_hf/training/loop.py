@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import nn
@@ -74,7 +75,7 @@ class TrainingLoop:
         self._logged_at, self._logged_images = time.perf_counter(), progress.images
         self.set_training()
         with self.bar() as bar:
-            while progress.step < self.schedule.steps:
+            while progress.step < self.schedule.steps and not self.out_of_patience:
                 for batches, last in self.rest_of_epoch():
                     figures = self.step(batches)
                     images = sum(len(batch.rows) for batch in batches) * self.accelerator.num_processes
@@ -111,12 +112,15 @@ class TrainingLoop:
             group["lr"] = self.schedule.learning_rate(self.progress.step)
         made = []
         for batch in batches:
-            self.report_replaced(batch)
+            for path, reason in batch.replaced:
+                logger.warning("%s: %s. Another photo stands in for it.", path, reason)
             moved = batch.to(accelerator.device)
             with accelerator.accumulate(self.student):
-                figures = accelerator.reduce(self.stage.backward(moved), "mean")
-                figures = {name: value.item() for name, value in figures.items()}
+                replaced = torch.tensor(float(len(batch.replaced)), device=accelerator.device)
+                means = accelerator.reduce(self.stage.backward(moved) | {"replaced": replaced}, "mean")
+                figures = {name: value.item() for name, value in means.items()}
                 self.check_finite("loss", figures["loss"], batch)
+                self.progress.replaced += round(figures.pop("replaced") * accelerator.num_processes)
                 if accelerator.sync_gradients and self.arguments.max_grad_norm:
                     length = accelerator.clip_grad_norm_(self.student.parameters(), self.arguments.max_grad_norm)
                     if accelerator.mixed_precision != "fp16":  # whose scaler skips such steps by itself
@@ -138,11 +142,6 @@ class TrainingLoop:
             f"photos are {', '.join(names[:_FILES_SHOWN])} and {max(len(names) - _FILES_SHOWN, 0)} more ({record}). "
             f"The last good weights: {self.folder.last_good()}. Lower learning_rate, or take mixed_precision no."
         )
-
-    def report_replaced(self, batch: TrainingBatch) -> None:
-        for path, reason in batch.replaced:
-            self.progress.replaced += 1
-            logger.warning("%s: %s. Another photo stands in for it (%d so far).", path, reason, self.progress.replaced)
 
     def log(self, bar: tqdm) -> None:
         """One line of metrics: means since the last one."""
