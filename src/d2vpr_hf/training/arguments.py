@@ -23,6 +23,11 @@ DATA, MODEL, TEACHER, LOSS, OPTIMISER, SPEED, VALIDATION, RUN = (
     "the run and its folder",
 )
 
+TEACHER_WORDS = (
+    "a folder or Hub name of DINOv2 (with or without registers), CricaVPR or D2-VPR, or module:factory for any network "
+    "(see docs/training.md)"
+)
+
 # What may differ when a run goes on: none of it decides a batch or a loss that is still to come.
 FREE_ON_RESUME = frozenset(
     [
@@ -91,12 +96,7 @@ class TrainingArguments:
         "eval", "train: BatchNorm of frozen modules goes on following the batches, as in the published recipe", MODEL
     )
 
-    teacher: str | None = key(
-        None,
-        "a folder or Hub name of DINOv2 (with or without registers), CricaVPR or D2-VPR, or module:factory for any "
-        "network (see docs/training.md)",
-        TEACHER,
-    )
+    teacher: str | None = key(None, TEACHER_WORDS, TEACHER)
     teacher_mode: Literal["batch_independent", "place_grouped", "as_published"] = key(
         "batch_independent",
         "whose images a teacher's cross-image encoder sees: none but its own, those of its place, the whole batch",
@@ -230,6 +230,8 @@ class TrainingArguments:
 @dataclass(kw_only=True)
 class DistillArguments(TrainingArguments):
     """Stage 1: the student learns to give the teacher's descriptors."""
+
+    teacher: str | None = key("facebook/dinov2-base", TEACHER_WORDS, TEACHER)
 
     stage: Stage = dataclass_field(init=False, default="distill")
 

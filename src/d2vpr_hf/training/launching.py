@@ -57,11 +57,11 @@ def make_accelerator(arguments: TrainingArguments, folder: RunFolder) -> Acceler
         project_config=ProjectConfiguration(project_dir=str(folder.root), logging_dir=str(folder.root / "tracker")),
     )
     if accelerator.device.type == "cpu":
-        # `accelerate launch` leaves each process one thread.
-        torch.set_num_threads(arguments.threads or max(1, cores() // accelerator.num_processes))
+        torch.set_num_threads(arguments.threads or threads_each(accelerator.num_processes))
     return accelerator
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+def threads_each(processes: int) -> int:
+    """Threads of each of the processes that share this machine's cores; `accelerate launch` leaves each of them one."""
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    return max(1, cores // processes)
