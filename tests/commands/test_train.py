@@ -58,7 +58,7 @@ def test_a_file_runs_and_the_command_line_wins(config, tmp_path, capsys):
     [
         (["--lerning_rate", "1"], "Did you mean --learning_rate?"),
         (["--learning-rate", "fast"], "learning_rate is 'fast'"),
-        (["--stage", "distill"], "teacher is missing"),
+        (["--stage", "distill", "--head_dim", "8"], "head_dim is for stage finetune"),
         (["--stage", "pretrain"], "there are distill, finetune"),
         (["--alpha", "1", "--stage", "distill", "--teacher", "x"], "alpha, which is a key of another stage"),
     ],
