@@ -436,7 +436,8 @@ def documented_keys() -> list[DocumentedKey]:
         defaults = {stage: _default_words(kind, name) for stage, kind in owners.items()}
         words = field.metadata["help"]
         if len({*defaults.values()}) > 1:
-            words += f" (default: {', '.join(f'{stage} {default or "none"}' for stage, default in defaults.items())})"
+            each = [f"{stage} {default or 'none'}" for stage, default in defaults.items()]
+            words += f" (default: {', '.join(each)})"
         elif "(default:" not in words and (default := next(iter(defaults.values()))):
             words += f" (default: {default})"
         if len(owners) < len(STAGES):
