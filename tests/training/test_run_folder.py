@@ -43,8 +43,12 @@ def test_a_folder_appears_whole_or_not_at_all(folder):
 def test_old_states_go(folder):
     for step in (5, 10, 100, 1000):
         (folder.state_folder(step)).mkdir(parents=True)
-    folder.keep_newest(folder.state_folder(0).parent, 2)
+    folder.keep_newest_states(2)
     assert [path.name for path in folder.states()] == ["step-00000100", "step-00001000"]
+    for step in (5, 100, 900):
+        (folder.best_folder(step)).mkdir(parents=True)
+    folder.keep_best({100, 900, -1})
+    assert sorted(path.name for path in (folder.root / "best").iterdir()) == ["step-00000100", "step-00000900"]
 
 
 def test_a_copy_replaces_what_was_there(tmp_path):

@@ -185,18 +185,14 @@ class TrainingLoop:
         recall = validation.deciding(self.validator.k)
         best = self.progress.judge(recall)
         record = {"step": self.progress.step, "validation": validation.recalls, "best": best}
-        first = next(iter(validation.recalls.values()))
+        protocol, first = next(iter(validation.recalls.items()))
         self.record(record | {f"validation {name}": share for name, share in first.items()})
-        bar.write(
-            f"step {self.progress.step}: {next(iter(validation.recalls))} "
-            + ", ".join(f"{name} {100 * share:.1f} %" for name, share in first.items())
-            + (" (best so far)" if best else ""),
-            file=sys.stderr,
-        )
+        if self.accelerator.is_main_process:
+            words = ", ".join(f"{name} {100 * share:.1f} %" for name, share in first.items())
+            mark = " (best so far)" if best else ""
+            bar.write(f"step {self.progress.step}: {protocol} {words}{mark}", file=sys.stderr)
         if best:
             self.checkpoint.write(self.folder.best_folder(self.progress.step), self.progress)
-            if self.accelerator.is_main_process:
-                self.folder.keep_newest(self.folder.best_folder(0).parent, 1)
         self.set_training()
         # Validation isn't training time.
         self._logged_at += time.perf_counter() - started
@@ -210,7 +206,9 @@ class TrainingLoop:
             if self.accelerator.is_main_process:
                 self.progress.save(draft)
         if self.accelerator.is_main_process:
-            self.folder.keep_newest(state.parent, self.arguments.keep_states)
+            self.folder.keep_newest_states(self.arguments.keep_states)
+            # A run that goes on from an older state needs the best weights as they were then.
+            self.folder.keep_best({Progress.load(state).best_step for state in self.folder.states()})
 
     def go_on_from(self, state: Path) -> None:
         """Brings weights, optimiser, random states and counters back, and forgets what was measured since."""

@@ -14,7 +14,7 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -109,12 +109,17 @@ class RunFolder:
     def best_folder(self, step: int) -> Path:
         return self.root / BEST / f"step-{step:08d}"
 
-    def keep_newest(self, folder: Path, count: int) -> None:
-        """Removes all but the newest of the folder's steps."""
-        for old in sorted(path for path in folder.glob("step-*") if path.suffix != DRAFT)[:-count]:
-            # Renamed first, so that a half removed one is no state.
-            old.rename(trash := old.with_name(old.name + DRAFT))
-            shutil.rmtree(trash)
+    def keep_newest_states(self, count: int) -> None:
+        """Removes all but the newest states."""
+        for state in self.states()[:-count]:
+            discard(state)
+
+    def keep_best(self, steps: Collection[int]) -> None:
+        """Removes the best weights of all but these steps."""
+        kept = {self.best_folder(step) for step in steps}
+        for folder in (self.root / BEST).glob("step-*"):
+            if folder not in kept:
+                discard(folder)
 
     def append(self, record: dict[str, Any]) -> None:
         """Adds one line of metrics."""
@@ -155,6 +160,13 @@ def drafted(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
     if accelerator.is_main_process:
         publish(draft, folder)
     accelerator.wait_for_everyone()
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder; renamed first, so that a half removed one isn't taken for whole."""
+    if folder.suffix != DRAFT:
+        folder = folder.rename(folder.with_name(folder.name + DRAFT))
+    shutil.rmtree(folder)
 
 
 def copy_folder(source: Path, folder: Path) -> None:
