@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from made_training import STUDENT, TEACHER, arguments, losses
@@ -57,8 +58,11 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(training_town, 
     process = subprocess.Popen(cli(given(settings)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and len(losses(folder.records())) < 5:
         time.sleep(0.005)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert started, "no worker was there to be left behind"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
+    assert psutil.wait_procs(started, timeout=30)[1] == []
     reached = folder.records()[-1]["step"]
     assert reached < 12, "killed too late to say anything"
     assert folder.states()

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Self
 
 import numpy as np
@@ -187,6 +189,16 @@ class _Start:
         torch.set_num_threads(1)
         if hasattr(os, "nice"):
             os.nice(self.niceness)
+        # torch looks at the worker's parent, which is the server that started it: a worker whose trainer was killed
+        # would wait for its next batch for ever.
+        trainer = multiprocessing.parent_process()
+        if trainer is not None:
+            Thread(target=_leave_with, args=(trainer,), daemon=True).start()
+
+
+def _leave_with(trainer: BaseProcess) -> None:
+    trainer.join()
+    os._exit(1)
 
 
 def _context() -> multiprocessing.context.BaseContext:
