@@ -185,6 +185,16 @@ def test_patience_ends_a_run(training_town, validation_town, tmp_path):
     assert result.best_step == 1
 
 
+def test_torch_has_its_threads_back(training_town, tmp_path):
+    """A run's threads are its own: the number decides the last bits of what is computed afterwards."""
+    before = torch.get_num_threads()
+    train(arguments(training_town, tmp_path / "run", epochs=1, threads=before + 1))
+    assert torch.get_num_threads() == before
+    with pytest.raises(ValueError, match="places"):
+        train(arguments(training_town, tmp_path / "bad", places_per_batch=99, threads=before + 1))
+    assert torch.get_num_threads() == before
+
+
 def test_accumulated_batches_make_one_step(training_town, tmp_path):
     result = train(arguments(training_town, tmp_path / "run", gradient_accumulation_steps=3))
     assert result.steps == 2

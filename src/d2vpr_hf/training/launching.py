@@ -2,7 +2,8 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
@@ -49,16 +50,24 @@ def make_accelerator(arguments: TrainingArguments, folder: RunFolder) -> Acceler
         )
     # One process may make several runs, each with a precision of its own.
     AcceleratorState._reset_state(reset_partial_state=False)
-    accelerator = Accelerator(
+    return Accelerator(
         cpu=on_cpu,
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         log_with=None if arguments.tracker == "none" else arguments.tracker,
         project_config=ProjectConfiguration(project_dir=str(folder.root), logging_dir=str(folder.root / "tracker")),
     )
-    if accelerator.device.type == "cpu":
-        torch.set_num_threads(arguments.threads or threads_each(accelerator.num_processes))
-    return accelerator
+
+
+@contextmanager
+def threads_set(count: int) -> Iterator[None]:
+    """Within, torch has so many threads on the CPU; afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def threads_each(processes: int) -> int:

@@ -22,7 +22,7 @@ from ..models.d2vpr.configuration_d2vpr import D2VprConfig
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
 from ..retrieval.row_files import replace_file
 from .arguments import resolve_arguments
-from .launching import threads_each
+from .launching import threads_each, threads_set
 from .run_folder import RunFolder
 from .trainer import train
 
@@ -113,9 +113,8 @@ def train_on_town(folder: str | Path, *, seed: int = 0, sizes: TownSizes | None 
     RunFolder(root).check_free()
     state.wait_for_everyone()
     if state.is_main_process:
-        # The others wait.
-        torch.set_num_threads(threads_each(1))
-        draw_towns(root / "towns", seed, sizes)
+        with threads_set(threads_each(1)):  # the other processes wait
+            draw_towns(root / "towns", seed, sizes)
     state.wait_for_everyone()
     run_stage = partial(_train, root, seed, sizes.places_per_batch)
     teacher = run_stage("teacher", sizes.teacher_epochs, **FINETUNE, model_config=TEACHER)

@@ -15,7 +15,7 @@ from ..data.training_images import training_loader
 from ..data.training_places import TrainingPlaces
 from .arguments import DistillArguments, TrainingArguments
 from .checkpointing import TrainedCheckpoint
-from .launching import make_accelerator
+from .launching import make_accelerator, threads_each, threads_set
 from .loop import TrainingLoop, TrainingStopped
 from .plots import draw_plots
 from .run_folder import RunFolder, copy_folder
@@ -89,12 +89,20 @@ def train(
     accelerator = make_accelerator(arguments, folder)
     # Before photos and models are opened, which may take minutes.
     state = folder.newest_state(arguments) if arguments.resume else folder.check_free()
-    loop = _prepare(arguments, folder, accelerator, teacher, places)
-    if accelerator.is_main_process:
-        folder.begin(arguments)
-    accelerator.wait_for_everyone()
-    if state is not None:
-        loop.go_on_from(state)
+    with threads_set(arguments.threads or threads_each(accelerator.num_processes)):
+        loop = _prepare(arguments, folder, accelerator, teacher, places)
+        if accelerator.is_main_process:
+            folder.begin(arguments)
+        accelerator.wait_for_everyone()
+        if state is not None:
+            loop.go_on_from(state)
+        _run(loop)
+        return _finish(loop)
+
+
+def _run(loop: TrainingLoop) -> None:
+    """The loop, with accelerate's trackers around it."""
+    arguments, accelerator = loop.arguments, loop.accelerator
     if arguments.tracker != "none":
         settings = {name: value for name, value in arguments.to_dict().items() if isinstance(value, int | float | str)}
         accelerator.init_trackers("d2vpr", config=settings)
@@ -103,7 +111,6 @@ def train(
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
-    return _finish(loop)
 
 
 def _prepare(
