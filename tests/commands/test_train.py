@@ -51,6 +51,19 @@ def test_a_file_runs_and_the_command_line_wins(config, tmp_path, capsys):
     assert "1 process on cpu" in printed.err
     assert main(["train", "--config", str(config), "--output", str(out), "--epochs", "2", "--resume"]) == 0
     assert "the weights of step 6 of 6" in capsys.readouterr().out
+    assert main(["train", "--resume", "--output", str(out)]) == 0
+    assert "the weights of step 6 of 6" in capsys.readouterr().out
+
+
+def test_a_teacher_of_ones_own_is_found_in_the_working_directory(config, tmp_path, capsys, monkeypatch):
+    lines = ["import torch", "class Colours:", "    name, width = 'colours', 3", "    def feature_map(self, pixels):"]
+    lines += ["        return torch.nn.functional.avg_pool2d(pixels, 14) + 3", "def make():", "    return Colours()"]
+    (tmp_path / "teacher_of_mine.py").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    words = ["--stage", "distill", "--teacher", "teacher_of_mine:make", "--output", "run"]
+    assert main(["train", "--config", str(config), *words]) == 0
+    assert "The teacher is colours" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -79,7 +92,9 @@ def test_broken_files_and_keys_without_a_stage_are_named(tmp_path, capsys):
         assert main(["train", "--config", str(broken)]) == 2
         assert message in capsys.readouterr().err
     assert main(["train", "--config", str(tmp_path / "none.yaml")]) == 2
-    assert "none.yaml" in capsys.readouterr().err
+    assert "none.yaml. Give --config a YAML file" in capsys.readouterr().err
+    assert main(["train", "--resume", "--output", str(tmp_path / "nowhere")]) == 2
+    assert "holds no training run" in capsys.readouterr().err
     assert main(["train", "--epochs", "3"]) == 2
     assert "--epochs needs to know what to train" in capsys.readouterr().err
 

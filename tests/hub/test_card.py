@@ -181,6 +181,17 @@ def test_a_converted_model_says_whose_it_is():
     assert "cross-image" not in plain.text
 
 
+def test_a_figure_of_the_protocol_that_chose_the_weights_says_so():
+    results = evaluations()
+    protocol = next(iter(results.values()))["protocol"]
+    for chosen_by, flatters in ((f"{protocol}=town", True), ("another=town", False)):
+        stage = {"stage": "finetune", "best": {"step": 3, "validation": chosen_by}, "data": {"name": "my_places"}}
+        card = card_of(evaluations=results, training=read_training({"stages": [stage]}))
+        assert ("flatters them" in section(card, "Results")) is flatters
+        # What a folder is called is no name on the Hub.
+        assert card.data.datasets is None
+
+
 def test_training_is_shown_by_stage():
     made = section(card_of(training=read_training(TRAINING)), "How it was made")
     assert made.count("**Stage") == 2
@@ -230,14 +241,17 @@ def test_five_lines_show_how_to_use_it():
 
 
 def test_wheels_carry_the_template_and_the_metric():
-    included = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"][
-        "force-include"
-    ]
-    inside = carried_files._PLACES[0].relative_to(ROOT / "src")
+    """An editable install carries neither: a second d2vpr_hf beside the checkout's would be found for the package."""
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    wheel, inside = build["targets"]["wheel"], carried_files._PLACES[0].relative_to(ROOT / "src")
     metric = [path.name for path in (ROOT / carried_files.METRIC_FOLDER).iterdir() if path.is_file()]
-    wanted = [carried_files.CARD_TEMPLATE, *(f"{carried_files.METRIC_FOLDER}/{name}" for name in sorted(metric))]
-    assert included == {name: f"{inside}/{name}" for name in wanted}
-    assert all(carried_files.carried_path(name).is_file() for name in wanted)
+    for name in [carried_files.CARD_TEMPLATE, *(f"{carried_files.METRIC_FOLDER}/{each}" for each in metric)]:
+        assert any(Path(name).is_relative_to(included) for included in wheel["only-include"]), name
+        top, _, rest = name.partition("/")
+        assert f"{wheel['sources'][top]}/{rest}" == f"{inside}/{name}"
+        assert carried_files.carried_path(name).is_file()
+    assert build["dev-mode-dirs"] == ["src"]
+    assert "force-include" not in wheel
     with pytest.raises(FileNotFoundError, match="Install d2vpr-hf again"):
         carried_files.carried_path("model_cards/gone.md")
 

@@ -65,7 +65,6 @@ def test_what_a_run_writes_down_makes_the_same_run():
         (FINETUNE | {"optimizer": "sgd"}, "adamw or adam"),
         (FINETUNE | {"mixed_precision": "fp8"}, "no, fp16 or bf16"),
         (FINETUNE | {"resume": "maybe"}, "true or false"),
-        (FINETUNE | {"data": []}, "data is missing"),
         (FINETUNE | {"model": None}, "neither of model and model_config"),
         (FINETUNE | {"model_config": {}}, "both of model and model_config"),
         (FINETUNE | {"model": None, "model_config": "nowhere.json"}, "nowhere.json is no file"),

@@ -15,7 +15,7 @@ from made_training import STUDENT, TEACHER, arguments, losses
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from d2vpr_hf import embed_images
+from d2vpr_hf import embed_images, load_benchmark
 from d2vpr_hf.training.run_folder import RunFolder
 from d2vpr_hf.training.trainer import TrainingStopped, train
 
@@ -232,6 +232,50 @@ def test_folders_in_use_and_other_arguments_are_refused(training_town, tmp_path)
         train(arguments(training_town, tmp_path / "run", epochs=1, resume=True, learning_rate=0.5))
     again = train(arguments(training_town, tmp_path / "run", epochs=1, resume=True, log_every=7))
     assert again.steps == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"backbone_config": {"hidden_sise": 32}}, "'hidden_sise'. Did you mean hidden_size"),
+        ({"agregator_dim": 96}, "'agregator_dim'. Did you mean aggregator_dim"),
+        ({"backbone_config": {"num_hidden_layers": 2}}, r"blocks \[4, 8, 12\], but the backbone has blocks 1 to 2"),
+        ({"model_type": "resnet"}, "'resnet', but there are d2vpr and cricavpr"),
+    ],
+)
+def test_a_configuration_that_makes_no_model_is_named(training_town, tmp_path, config, message):
+    with pytest.raises(ValueError, match=message):
+        train(arguments(training_town, tmp_path / "run", model_config=config))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_a_run_only_began_is_free(training_town, tmp_path):
+    settings = arguments(training_town, tmp_path / "run", epochs=1)
+    RunFolder(tmp_path / "run").begin(settings)
+    assert train(settings).steps == 3
+
+
+def test_a_script_that_its_workers_would_run_again_is_told_so(training_town, tmp_path):
+    keys = given(arguments(training_town, tmp_path / "run", workers=1))
+    script = tmp_path / "script.py"
+    script.write_text(f"import d2vpr_hf\nd2vpr_hf.train(d2vpr_hf.resolve_arguments({keys!r}))\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert 'Put the call under `if __name__ == "__main__":`' in done.stderr
+    guarded = script.read_text().replace("d2vpr_hf.train(", 'if __name__ == "__main__": d2vpr_hf.train(')
+    script.write_text(guarded)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_dataset_trains_without_folders(training_town, tmp_path):
+    dataset = load_benchmark("gsv-cities", training_town, cache_dir=tmp_path / "cache")["train"]
+    result = train(arguments("none", tmp_path / "run", data=[], epochs=1), places=dataset)
+    (stage,) = json.loads((result.checkpoint / "training.json").read_text())["stages"]
+    assert stage["data"]["places"] == 12
+    assert stage["data"]["sources"] == [stage["data"]["name"]]
+    with pytest.raises(ValueError, match="data is missing"):
+        train(arguments("none", tmp_path / "other", data=[]))
 
 
 def test_a_failed_start_leaves_no_folder(training_town, tmp_path):

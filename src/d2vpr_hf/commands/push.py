@@ -108,6 +108,10 @@ def _push_checkpoint(options: argparse.Namespace) -> int:
         "license": options.license,
         "revision": options.revision,
     }
+    from ..hub.uploads import check_names
+
+    # Before the model is loaded, which takes seconds.
+    check_names(options.repo_id, options.revision or "main")
     checkpoint = load_checkpoint(options.folder)
     from ..demo import is_demo_model
 

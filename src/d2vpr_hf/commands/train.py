@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm import tqdm
+
 from .checkpoints import quieten_transformers
 from .parsing import CommandParser, UsageError, add_command
 
@@ -78,11 +80,16 @@ def run(options: argparse.Namespace) -> int:
     quieten_transformers()
     _show_log()
     given = {key.name: getattr(options, key.name) for key in documented_keys() if hasattr(options, key.name)}
+    if options.config is None and options.stage is None and "resume" in given and "output" in given:
+        given = _begun_run(given["output"]) | given
+        options.stage = given.pop("stage")
     if options.config is None and options.stage is None:
         return _run_town(options, given)
     from ..training.arguments import resolve_arguments
     from ..training.trainer import train
 
+    # A teacher's module:factory is looked for here, as `python -c` does.
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - as the interpreter has it
     values = _read_config(options.config) if options.config else {}
     values |= {name: value for name in ("stage", "preset") if (value := getattr(options, name)) is not None}
     result = train(resolve_arguments(values | given, options.config or "the command line"))
@@ -108,10 +115,20 @@ def _run_town(options: argparse.Namespace, given: dict[str, Any]) -> int:
     return 0
 
 
+def _begun_run(folder: str) -> dict[str, Any]:
+    """The keys of a run that is to go on."""
+    path = Path(folder) / "arguments.json"
+    if not path.is_file():
+        raise UsageError(f"{folder} holds no training run to go on with. Leave --resume out, or name the run's folder.")
+    return {name: value for name, value in json.loads(path.read_text(encoding="utf-8")).items() if value is not None}
+
+
 def _read_config(path: str) -> dict[str, Any]:
     """The keys of a YAML file."""
     import yaml
 
+    if not Path(path).is_file():
+        raise UsageError(f"there is no file {path}. Give --config a YAML file, such as examples/configs/distill.yaml.")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -129,9 +146,9 @@ def _print_result(options: argparse.Namespace, result: "TrainingResult") -> None
         return
     print(f"{result.checkpoint}: the weights of step {result.best_step} of {result.steps}")
     if result.best_recall is not None:
-        print(f"recall in validation: {100 * result.best_recall:.1f} %")
+        print(f"in validation: {result.metric} {100 * result.best_recall:.1f} %")
     if result.replaced:
-        print(f"unreadable photos that another stood in for: {result.replaced}")
+        print(f"times that another photo stood in for an unreadable one: {result.replaced}")
 
 
 def _town_text(town: "TownRun") -> str:
@@ -143,12 +160,19 @@ def _is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+class _BesideTheBar(logging.Handler):
+    """Lines that a progress bar makes room for."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
 def _show_log() -> None:
     """Has the trainer's log shown on stderr, once for all processes."""
     log = logging.getLogger("d2vpr_hf.training")
     if log.handlers or not _is_main_process():
         return
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _BesideTheBar()
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)

@@ -227,6 +227,11 @@ def _of_subfolders(root: Path) -> TrainingPlaces:
             f"{where} holds {found}; expected one subfolder a place, or a {' or '.join(_METADATA)} with the columns "
             "file_name and place, or GSV-Cities' Images and Dataframes. Arrange the photos in one of these ways."
         )
+    if {"database", "queries"} <= {name.split(os.sep, 1)[0] for name in inside}:
+        raise ValueError(
+            f"{where} holds database and queries, which is a set to evaluate, not one subfolder a place. Train on "
+            "another folder, and give this one for validation."
+        )
     files = [path_to_text(path) for path in paths]
     places = pd.Series([path_to_text(name.split(os.sep, 1)[0]) for name in inside])
     return _checked(root.name, _place_ids(places, where), files, _Files(files))

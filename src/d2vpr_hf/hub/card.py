@@ -73,7 +73,7 @@ def model_card(
         cross_image=config.cross_image_encoder,
         notes=[_line(note) for note in notes],
         cutoffs=_cutoffs(evaluations),
-        results=[_result(name, evaluation, _cutoffs(evaluations)) for name, evaluation in evaluations.items()],
+        results=[_result(name, evaluation, _cutoffs(evaluations), stages) for name, evaluation in evaluations.items()],
         cost={field: f"{value:.3g}" if field == "gmacs" else f"{value:,}" for field, value in cost.items()},
         converted=config.converted_from,
         stages=[
@@ -129,11 +129,19 @@ def _conditions(evaluation: Mapping[str, Any], config: PreTrainedConfig) -> str:
     return "; ".join(parts)
 
 
-def _result(file: str, evaluation: Mapping[str, Any], cutoffs: Sequence[str]) -> dict[str, Any]:
+def _result(
+    file: str, evaluation: Mapping[str, Any], cutoffs: Sequence[str], stages: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
     """A row of the card's table, and what must be known to judge it."""
     counts, recall = evaluation["counts"], evaluation["recall"]
     first = next(iter(recall))
     remarks = [f"Positives: {_line(evaluation['rule'])}."]
+    chosen_by = [str((stage.get("best") or {}).get("validation", "")).partition("=")[0] for stage in stages]
+    if evaluation["protocol"] in chosen_by:
+        remarks.append(
+            "The weights were chosen by their recall in validation under this protocol: on the same set, this figure "
+            "flatters them."
+        )
     if interval := (evaluation.get("recall_intervals") or {}).get(first):
         level = evaluation["recall_intervals"]["level"]
         remarks.append(
@@ -200,8 +208,8 @@ def _base_models(stages: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _datasets(stages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The sets that stages name, or else what they call their photos."""
-    return _united(stages, "datasets") or _united([stage.get("data") or {} for stage in stages], "name")
+    """The sets on the Hub that stages name; what they call the folders of their photos means nothing there."""
+    return _united(stages, "datasets")
 
 
 def _united(stages: Sequence[Mapping[str, Any]], field: str) -> list[str]:

@@ -87,7 +87,7 @@ def commit_folder(
         ValueError (a name, branch or card that the Hub doesn't take).
     """
     folder, branch = Path(folder), revision or constants.DEFAULT_REVISION
-    _check_names(repo_id, branch)
+    check_names(repo_id, branch)
     if token is None and get_token() is None:
         raise PermissionError(
             f"Pushing to {repo_id} needs a token of the Hugging Face Hub, and none is here. Log in with `hf auth "
@@ -158,7 +158,11 @@ def _read(api: HfApi, repo_id: str, repo_type: RepoType, commit: str, path: str)
     return Path(file).read_text(encoding="utf-8")
 
 
-def _check_names(repo_id: str, branch: str) -> None:
+def check_names(repo_id: str, branch: str) -> None:
+    """Refuses what is no name of a repository, or no branch.
+
+    Raises: ValueError.
+    """
     if repo_id.count("/") != 1 or not all(repo_id.split("/")):
         raise ValueError(f"{repo_id!r} is no name on the Hub. Give owner/name, such as me/d2vpr-town.")
     if len(branch) == _COMMIT_DIGITS and all(digit in "0123456789abcdef" for digit in branch):

@@ -205,8 +205,6 @@ class TrainingArguments:
             raise ValueError(f"augmentation_magnitude is {self.augmentation_magnitude}, but must be 0 to 30.")
         if self.image_size is not None and self.image_size % 14:
             raise ValueError(f"image_size is {self.image_size}, but must be a multiple of 14 pixels, such as 224.")
-        if not self.data:
-            raise ValueError("data is missing. Give at least one folder of training photos: --data FOLDER.")
         if (self.model is None) == (self.model_config is None):
             found = "both" if self.model else "neither"
             raise ValueError(
@@ -339,13 +337,13 @@ def resolve_arguments(values: Mapping[str, Any], origin: str = "the configuratio
     return STAGES[stage].from_mapping(PRESETS.get((stage, preset), {}) | values, origin)
 
 
-def refuse_unknown(values: Iterable[str], known: list[str], origin: str) -> None:
-    """Raises ValueError for the first key that isn't known, with the nearest that is."""
+def refuse_unknown(values: Iterable[str], known: list[str], origin: str, lists: str = "`d2vpr train --help`") -> None:
+    """Raises ValueError for the first key that isn't known, with the nearest that is; `lists` names them all."""
     for name in values:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"Did you mean {near[0]}? " if near else ""
-            raise ValueError(f"{origin} has the unknown key {name!r}. {hint}`d2vpr train --help` lists all keys.")
+            raise ValueError(f"{origin} has the unknown key {name!r}. {hint}All are in {lists}.")
 
 
 def read_model_config(text: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 
 from .arguments import TrainingArguments
-from .run_folder import RunFolder
+from .run_folder import TRACKER, RunFolder
 
 CPU_LAUNCH = (
     "accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no "
@@ -55,7 +55,7 @@ def make_accelerator(arguments: TrainingArguments, folder: RunFolder) -> Acceler
         mixed_precision=arguments.mixed_precision,
         gradient_accumulation_steps=arguments.gradient_accumulation_steps,
         log_with=None if arguments.tracker == "none" else arguments.tracker,
-        project_config=ProjectConfiguration(project_dir=str(folder.root), logging_dir=str(folder.root / "tracker")),
+        project_config=ProjectConfiguration(project_dir=str(folder.root), logging_dir=str(folder.root / TRACKER)),
     )
 
 

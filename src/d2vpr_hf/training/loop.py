@@ -158,11 +158,11 @@ class TrainingLoop:
             "replaced": self.progress.replaced,
         }
         bar.set_postfix(loss=f"{figures['loss']:.4f}", images_per_s=f"{images_per_s:.1f}")
-        self.record(record)
+        self.record(record, {name: value for name, value in record.items() if name != "step"})
 
-    def record(self, record: dict[str, Any]) -> None:
-        numbers = {name: value for name, value in record.items() if isinstance(value, int | float)}
-        self.accelerator.log({name: value for name, value in numbers.items() if name != "step"}, step=record["step"])
+    def record(self, record: dict[str, Any], figures: dict[str, float]) -> None:
+        """Hands the figures to the tracker, and writes the record down as a line of metrics."""
+        self.accelerator.log(figures, step=record["step"])
         if self.accelerator.is_main_process:
             self.folder.append(record)
 
@@ -186,7 +186,8 @@ class TrainingLoop:
         best = self.progress.judge(recall)
         record = {"step": self.progress.step, "validation": validation.recalls, "best": best}
         protocol, first = next(iter(validation.recalls.items()))
-        self.record(record | {f"validation {name}": share for name, share in first.items()})
+        recalls = validation.recalls.items()
+        self.record(record, {f"{name} {metric}": share for name, each in recalls for metric, share in each.items()})
         if self.accelerator.is_main_process:
             words = ", ".join(f"{name} {100 * share:.1f} %" for name, share in first.items())
             mark = " (best so far)" if best else ""

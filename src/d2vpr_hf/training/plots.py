@@ -15,29 +15,30 @@ def draw_plots(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
     """Writes loss.png, and recall.png where something was validated; returns their paths.
 
     Args:
-        records: the lines of metrics.jsonl.
-        folder: of the run.
+        records: the lines of metrics.jsonl. The step of the last validation that is marked as the best gets a line.
+        folder: of the run, whose name is the title.
     """
+    best = max((record["step"] for record in records if record.get("best")), default=None)
     steps = [record for record in records if "loss" in record]
     validations = [record for record in records if "validation" in record]
     drawn = []
     if steps:
-        names = [name for name in steps[0] if name == "loss" or name.endswith("_loss") or name == "mined_share"]
+        names = [name for name in steps[0] if name == "loss" or name.endswith("_loss")]
         curves = {
             name.replace("_", " "): ([each["step"] for each in steps], [each[name] for each in steps]) for name in names
         }
-        drawn.append(_plot(folder / "loss.png", curves, "loss"))
+        drawn.append(_plot(folder / "loss.png", curves, "loss", best))
     if validations:
         curves = {}
         for name in validations[0]["validation"]:
             for measure in validations[0]["validation"][name]:
                 shares = [100 * each["validation"][name][measure] for each in validations]
                 curves[f"{name} {measure}"] = ([each["step"] for each in validations], shares)
-        drawn.append(_plot(folder / "recall.png", curves, "queries answered, %"))
+        drawn.append(_plot(folder / "recall.png", curves, "queries answered, %", best))
     return drawn
 
 
-def _plot(path: Path, curves: dict[str, tuple[list[int], list[float]]], label: str) -> Path:
+def _plot(path: Path, curves: dict[str, tuple[list[int], list[float]]], label: str, best: int | None) -> Path:
     # Its canvas draws without a window, and leaves pyplot's global state alone.
     from matplotlib.figure import Figure
 
@@ -52,6 +53,9 @@ def _plot(path: Path, curves: dict[str, tuple[list[int], list[float]]], label: s
             marker="o" if len(steps) < 30 else None,
             markersize=4,
         )
+    if best is not None:
+        axes.axvline(best, color=_INK, linewidth=1, linestyle=":", label=f"best, step {best}")
+    axes.set_title(path.parent.name, color=_INK)
     axes.set_xlabel("step")
     axes.set_ylabel(label)
     axes.grid(color=_FAINT)

@@ -29,7 +29,7 @@ from .arguments import FREE_ON_RESUME, TrainingArguments
 
 ARGUMENTS, VERSIONS, METRICS = "arguments.json", "versions.json", "metrics.jsonl"
 CHECKPOINT, STATES, BEST = "checkpoint", "states", "best"
-PROGRESS = "progress.json"
+PROGRESS, TRACKER = "progress.json", "tracker"
 # Of a folder in the making; a run that starts removes what an earlier one left.
 DRAFT = ".draft"
 
@@ -56,7 +56,9 @@ class RunFolder:
 
     def check_free(self) -> None:
         """Raises FileExistsError if the folder holds a run, or anything else."""
-        if self.root.exists() and (not self.root.is_dir() or any(self.root.iterdir())):
+        # A run that never came to its first step has left nothing to lose.
+        begun = {ARGUMENTS, VERSIONS, TRACKER}
+        if self.root.exists() and (not self.root.is_dir() or {path.name for path in self.root.iterdir()} - begun):
             what = "a training run" if (self.root / ARGUMENTS).is_file() else "files that no training run wrote"
             raise FileExistsError(
                 f"{self.root} holds {what}. Go on with a run by --resume, or name another folder with --output."

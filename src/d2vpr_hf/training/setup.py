@@ -1,15 +1,17 @@
 """Opens what a run needs: model, processor, photos, teacher, and the order of the batches."""
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, Dinov2Config
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import cached_file
 
@@ -23,9 +25,14 @@ from ..models.cricavpr.modeling_cricavpr import CricaVprModel
 from ..models.d2vpr.configuration_d2vpr import D2VprConfig
 from ..models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
-from .arguments import TrainingArguments
+from .arguments import TrainingArguments, refuse_unknown
 from .targets import CachedTargets, LiveTargets, Targets
 from .teachers import Teacher, TeacherNetwork, open_teacher
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 OURS = {"d2vpr": (D2VprConfig, D2VprModel), "cricavpr": (CricaVprConfig, CricaVprModel)}
 
@@ -79,15 +86,24 @@ def _new_model(config: Mapping[str, Any]) -> nn.Module:
     if kind not in OURS:
         raise ValueError(f"model_config has the model_type {kind!r}, but there are {' and '.join(OURS)}.")
     config_class, model_class = OURS[kind]
-    known = set(config_class().to_dict())
-    if unknown := [name for name in config if name not in known]:
-        raise ValueError(f"model_config has the unknown field {unknown[0]!r}; a {kind} model has {sorted(known)}.")
-    return model_class(config_class.from_dict(dict(config)))
+    inner = config.get("backbone_config") or {}
+    refuse_unknown(inner, [*Dinov2Config().to_dict()], "model_config.backbone_config", "Dinov2Config")
+    refuse_unknown(config, [*config_class().to_dict()], "model_config", config_class.__name__)
+    try:
+        return model_class(config_class.from_dict(dict(config)))
+    except StrictDataclassError as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"model_config is no {config_class.__name__}: {reason}") from error
 
 
 def _loaded(name: str) -> Trainee:
     """A checkpoint of ours, or a new student that starts from DINOv2's weights."""
-    config = AutoConfig.from_pretrained(name)
+    if not Path(name).is_dir():
+        logger.info("There is no folder %s, so it is looked for on the Hugging Face Hub.", name)
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except OSError as error:
+        raise OSError(f"The model {name} is neither a checkpoint folder nor found on the Hub: {error}") from error
     if config.model_type == "dinov2":
         return Trainee(D2VprModel.from_dinov2(name), D2VprImageProcessor(), [])
     if config.model_type not in OURS:
@@ -105,8 +121,17 @@ def read_history(name: str) -> list[dict[str, Any]]:
     return json.loads(Path(found).read_text(encoding="utf-8"))["stages"] if found else []
 
 
-def open_places(arguments: TrainingArguments) -> TrainingPlaces:
-    """The training photos of all sources."""
+def open_places(arguments: TrainingArguments, given: "TrainingPlaces | Dataset | None" = None) -> TrainingPlaces:
+    """The training photos: those given, or of all sources that the arguments name.
+
+    Raises: ValueError if there are neither.
+    """
+    if isinstance(given, TrainingPlaces):
+        return given
+    if given is not None:
+        return read_training_places(given, place_column=arguments.place_column, cities=arguments.cities)
+    if not arguments.data:
+        raise ValueError("data is missing. Give at least one folder of training photos: --data FOLDER.")
     sources = arguments.data if len(arguments.data) > 1 else arguments.data[0]
     return read_training_places(sources, place_column=arguments.place_column, cities=arguments.cities)
 
@@ -168,7 +193,7 @@ def describe_data(arguments: TrainingArguments, places: TrainingPlaces, sampler:
     """What a checkpoint says of the photos that it was trained on."""
     return {
         "name": places.name,
-        "sources": arguments.data,
+        "sources": arguments.data or [places.name],
         "images": len(places),
         "places": sampler.places_used,
         "dropped_places": sampler.dropped_places,

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import logging
 import os
 import re
 from collections.abc import Sequence
@@ -23,6 +24,8 @@ from ..models.d2vpr.aggregator_d2vpr import GeM
 from ..models.d2vpr.modeling_d2vpr import D2VprModel, patch_grid
 from ..retrieval.embed import DTYPES, weight_hash
 from .teacher_precision import PrecisionChoice, choose_precision
+
+logger = logging.getLogger(__name__)
 
 TeacherMode = Literal["as_published", "place_grouped", "batch_independent"]
 TeacherDtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -272,6 +275,8 @@ def check_choice(field: str, value: str, known: Sequence[str]) -> None:
 
 
 def _open_checkpoint(name: str, mode: TeacherMode) -> tuple[nn.Module, str]:
+    if not Path(name).is_dir():
+        logger.info("There is no folder %s, so the teacher is looked for on the Hugging Face Hub.", name)
     try:
         config = AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:

@@ -1,9 +1,10 @@
 """Training from arguments to a checkpoint folder: opens what a run needs, runs the loop, and hands out its best."""
 
 import logging
+import multiprocessing
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
@@ -37,6 +38,9 @@ from .teachers import Teacher, TeacherNetwork
 from .trainable import freeze
 from .validation import Validator
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 __all__ = ["TrainingResult", "TrainingStopped", "train"]
 
 logger = logging.getLogger(__name__)
@@ -52,6 +56,7 @@ class TrainingResult:
         steps: of the optimiser.
         best_step: which of them the checkpoint holds.
         best_recall: its recall in the deciding validation; None without validation.
+        metric: which recall that is, such as "folders recall@5"; None without validation.
         replaced: unreadable photos that another one stood in for.
     """
 
@@ -59,6 +64,7 @@ class TrainingResult:
     steps: int
     best_step: int
     best_recall: float | None
+    metric: str | None
     replaced: int
 
     def to_json(self) -> dict[str, Any]:
@@ -70,7 +76,7 @@ def train(
     arguments: TrainingArguments,
     *,
     teacher: Teacher | TeacherNetwork | None = None,
-    places: TrainingPlaces | None = None,
+    places: "TrainingPlaces | Dataset | None" = None,
 ) -> TrainingResult:
     """Runs one stage of training, from its arguments to a checkpoint folder.
 
@@ -78,13 +84,19 @@ def train(
         arguments: `DistillArguments` or `FinetuneArguments`, or what `resolve_arguments` makes of a configuration.
         teacher: in place of the one that the arguments name: a `Teacher`, or any image network as a
             `TeacherNetwork`.
-        places: training photos in place of those that the arguments name, such as of a `datasets.Dataset`.
+        places: training photos in place of those that the arguments name: a `datasets.Dataset` with an image and a
+            place column, or what `read_training_places` gives.
 
     Returns: where the checkpoint lies; everything else is in the run's folder (see `run_folder`).
     Raises: ValueError or OSError if arguments, photos, model or teacher don't fit. FileExistsError if the run's folder
         is in use. RuntimeError if the launcher started fewer processes than asked for. TrainingStopped if the loss is
         no number any more.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            "train() runs again in a worker process, because a worker imports the script that started it. Put the call "
+            'under `if __name__ == "__main__":`, or set workers to 0.'
+        )
     folder = RunFolder(arguments.output)
     accelerator = make_accelerator(arguments, folder)
     # Before photos and models are opened, which may take minutes.
@@ -118,11 +130,11 @@ def _prepare(
     folder: RunFolder,
     accelerator: Accelerator,
     network: Teacher | TeacherNetwork | None,
-    places: TrainingPlaces | None,
+    places: "TrainingPlaces | Dataset | None",
 ) -> TrainingLoop:
     """Everything that the loop needs, on its device."""
     trainee = open_trainee(arguments)
-    places = open_places(arguments) if places is None else places
+    places = open_places(arguments, places)
     sampler = make_sampler(arguments, places, accelerator)
     validator = Validator(arguments.validation, k=arguments.validation_k, processor=trainee.processor)
     targets = open_targets(arguments, places, trainee.processor, accelerator.device, network)
@@ -260,5 +272,6 @@ def _finish(loop: TrainingLoop) -> TrainingResult:
         steps=progress.step,
         best_step=progress.best_step if best else progress.step,
         best_recall=progress.best_recall if best else None,
+        metric=f"{next(iter(loop.validator.protocols))} recall@{loop.validator.k}" if best else None,
         replaced=progress.replaced,
     )

@@ -103,7 +103,7 @@ class D2VprConfig(PreTrainedConfig):
         if unknown := [layer for layer in self.recovery_layers if not 1 <= layer <= depth]:
             raise ValueError(
                 f"recovery_layers names blocks {unknown}, but the backbone has blocks 1 to {depth}. "
-                "Give 1-based block numbers, such as (2, 4, 8, 12)."
+                f"Give 1-based block numbers up to {depth}; (2, 4, 8, 12) are those of 12 blocks."
             )
         if not self.recovery_layers:
             raise ValueError("recovery_layers is empty. Give at least one 1-based block number, such as (12,).")
