@@ -92,6 +92,7 @@ def train(
         is in use. RuntimeError if the launcher started fewer processes than asked for. TrainingStopped if the loss is
         no number any more.
     """
+    # What multiprocessing itself looks at before it lets an imported script start processes.
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         raise RuntimeError(
             "train() runs again in a worker process, because a worker imports the script that started it. Put the call "
