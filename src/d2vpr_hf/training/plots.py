@@ -61,7 +61,7 @@ def _plot(path: Path, curves: dict[str, tuple[list[int], list[float]]], label: s
     axes.grid(color=_FAINT)
     axes.tick_params(colors=_INK)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     with replacing(path) as file:
         figure.savefig(file, format="png")
     return path
