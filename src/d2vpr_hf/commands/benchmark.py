@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import platform
 import sys
 import warnings
@@ -161,6 +160,7 @@ def _result(
     import torch
 
     from .. import __version__
+    from ..data.cores import available_cores
 
     rows = []
     for name, cost in costs.items():
@@ -188,7 +188,7 @@ def _result(
         "settings": {"rounds": options.rounds, "device": options.device, "dtype": options.dtype},
         "machine": {
             "processor": platform.processor() or platform.machine(),
-            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": available_cores(),
             "threads": torch.get_num_threads(),
         },
         "versions": {"d2vpr_hf": __version__, "python": platform.python_version(), "torch": torch.__version__},

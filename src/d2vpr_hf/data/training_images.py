@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from .cores import available_cores
 from .images import UnreadableImage
 from .place_sampler import PlaceSampler
 from .training_places import TrainingPlaces
@@ -176,7 +177,7 @@ def training_loader(
 
 def default_workers() -> int:
     """One for each core that this process may use, 16 at most."""
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(16, available_cores())
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from ..data.cores import available_cores
 from ..data.images import UnreadableImage, decode_image, list_images, open_image, path_to_text
 from ..models.d2vpr.image_processing_d2vpr import to_rgb
 from .parts import DescriptorFolder
@@ -317,7 +318,7 @@ def default_device(current: torch.device) -> torch.device:
 
 
 def _default_workers() -> int:
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(16, available_cores())
 
 
 def _descriptor_dim(model: torch.nn.Module) -> int:

@@ -1,7 +1,6 @@
 """How many processes a run has, and whether that is what its launcher was asked for."""
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -10,6 +9,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 
+from ..data.cores import available_cores
 from .arguments import TrainingArguments
 from .run_folder import TRACKER, RunFolder
 
@@ -72,5 +72,4 @@ def threads_set(count: int) -> Iterator[None]:
 
 def threads_each(processes: int) -> int:
     """Threads of each of the processes that share this machine's cores; `accelerate launch` leaves each of them one."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return max(1, cores // processes)
+    return max(1, available_cores() // processes)

@@ -3,8 +3,8 @@
     arguments.json  versions.json          what runs
     metrics.jsonl                          one line every so many steps, and one a validation
     loss.png  recall.png                   the same as pictures
-    states/step-000500/                    everything that a run needs to go on, of the last few saves
-    best/step-000400/                      the checkpoint with the best recall so far
+    states/step-00000500/                  everything that a run needs to go on, of the last few saves
+    best/step-00000400/                    the checkpoint with the best recall so far
     checkpoint/                            in the end: the best weights, or the last where nothing was validated
 
 Every file and folder is written beside its place and renamed into it, so that a run that is killed leaves none by half.

@@ -65,8 +65,8 @@ def open_trainee(arguments: TrainingArguments) -> Trainee:
         trainee = _loaded(arguments.model)
     model, processor = trainee.model, trainee.processor
     if arguments.image_size is not None:
-        processor.size = {"height": arguments.image_size, "width": arguments.image_size}
-        processor = type(processor).from_dict(processor.to_dict())
+        size = {"height": arguments.image_size, "width": arguments.image_size}
+        processor = type(processor).from_dict(processor.to_dict() | {"size": size})
     if arguments.head_dim is not None:
         if not isinstance(model, D2VprModel):
             raise ValueError(f"head_dim is for D2-VPR, but the model is a {type(model).__name__}. Leave it out.")
