@@ -105,8 +105,19 @@ class TrainingArguments:
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto", "auto: the lowest precision that shifts descriptors by less than 5 % of their mean distance", TEACHER
     )
+    teacher_sees: Literal["augmented", "plain"] = key(
+        "augmented",
+        "plain: the photo as it is, while the student sees it augmented and so learns to look through the changes",
+        TEACHER,
+    )
     teacher_cache: str | None = key(
-        None, "folder that keeps its descriptors by image hash; needs augmentation none", TEACHER
+        None, "folder that keeps its descriptors by image hash; needs photos that it sees as they are", TEACHER
+    )
+    teacher_whitening: int | None = key(
+        None,
+        "centre its descriptors and whiten them to so many numbers: features after a ReLU share a large mean, and a "
+        "cosine sees little else",
+        TEACHER,
     )
     distillation_loss: Literal["cosine", "mse"] = key(
         "cosine", "cosine: 1 - cosine of descriptors; mse: as published, some 1e-5 at the start", TEACHER
@@ -194,7 +205,10 @@ class TrainingArguments:
             "warmup_epochs": 0, "max_grad_norm": 0, "region_weight": 0, "token_weight": 0, "weight_decay": 0,
             "trainable_blocks": -1, "seed": 0,
         }  # fmt: skip
-        optional = {"max_steps": 1, "validate_every": 1, "patience": 1, "threads": 1, "head_dim": 1, "image_size": 14}
+        optional = {
+            "max_steps": 1, "validate_every": 1, "patience": 1, "threads": 1, "head_dim": 1, "image_size": 14,
+            "teacher_whitening": 2,
+        }  # fmt: skip
         for name, least in (at_least | optional).items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -216,10 +230,17 @@ class TrainingArguments:
                 raise ValueError(f"validation has {entry!r}, but expects PROTOCOL=FOLDER, such as folders=data/town.")
         if self.patience is not None and not self.validation:
             raise ValueError("patience needs a validation set to wait for. Give --validation, or leave patience out.")
-        if self.teacher_cache is not None and self.augmentation != "none":
+        if self.teacher_cache is not None and self.teacher_sees == "augmented" and self.augmentation != "none":
             raise ValueError(
-                f"teacher_cache keeps descriptors of photos as they are, but augmentation is {self.augmentation}. "
-                "Set augmentation to none, or leave teacher_cache out."
+                f"teacher_cache keeps descriptors of photos as they are, but augmentation is {self.augmentation} and "
+                "the teacher sees it too. Set teacher_sees to plain or augmentation to none, or leave teacher_cache "
+                "out."
+            )
+        if self.token_weight and (self.teacher_whitening is not None or self.teacher_sees == "plain"):
+            raise ValueError(
+                f"token_weight is {self.token_weight}, but patch tokens are followed as the teacher gives them, of the "
+                "student's own view. Set token_weight to 0, or leave teacher_whitening out and teacher_sees at "
+                "augmented."
             )
         if self.teacher_cache is not None and self.token_weight:
             raise ValueError("teacher_cache keeps no patch tokens. Set token_weight to 0, or leave teacher_cache out.")

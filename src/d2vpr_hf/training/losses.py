@@ -120,13 +120,14 @@ class StudentProjection(nn.Module):
 
     It is the student's side that is projected: of a projection of the teacher's side the loss would make whatever is
     easiest to meet, the same vector for every image, and nothing would be learned. For equal widths it does nothing and
-    has no parameters. A new one keeps the cosines of a student that is not wider than its teacher.
+    has no parameters, unless it is wanted `always`. A new one keeps the cosines of a student that is not wider than its
+    teacher.
     """
 
-    def __init__(self, student_width: int, teacher_width: int) -> None:
+    def __init__(self, student_width: int, teacher_width: int, *, always: bool = False) -> None:
         super().__init__()
         self.linear: nn.Linear | None = None
-        if student_width != teacher_width:
+        if always or student_width != teacher_width:
             self.linear = nn.Linear(student_width, teacher_width, bias=False)
             nn.init.orthogonal_(self.linear.weight)
 

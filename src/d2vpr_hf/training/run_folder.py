@@ -30,6 +30,7 @@ from .arguments import FREE_ON_RESUME, TrainingArguments
 ARGUMENTS, VERSIONS, METRICS = "arguments.json", "versions.json", "metrics.jsonl"
 CHECKPOINT, STATES, BEST = "checkpoint", "states", "best"
 PROGRESS, TRACKER = "progress.json", "tracker"
+WHITENING = "teacher_whitening.safetensors"
 # Of a folder in the making; a run that starts removes what an earlier one left.
 DRAFT = ".draft"
 
@@ -51,13 +52,18 @@ class RunFolder:
         return self.root / METRICS
 
     @property
+    def whitening(self) -> Path:
+        """What centres and whitens the teacher's descriptors."""
+        return self.root / WHITENING
+
+    @property
     def checkpoint(self) -> Path:
         return self.root / CHECKPOINT
 
     def check_free(self) -> None:
         """Raises FileExistsError if the folder holds a run, or anything else."""
         # A run that never came to its first step has left nothing to lose.
-        begun = {ARGUMENTS, VERSIONS, TRACKER}
+        begun = {ARGUMENTS, VERSIONS, TRACKER, WHITENING}
         if self.root.exists() and (not self.root.is_dir() or {path.name for path in self.root.iterdir()} - begun):
             what = "a training run" if (self.root / ARGUMENTS).is_file() else "files that no training run wrote"
             raise FileExistsError(

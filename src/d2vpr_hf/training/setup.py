@@ -26,7 +26,7 @@ from ..models.d2vpr.configuration_d2vpr import D2VprConfig
 from ..models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
 from .arguments import TrainingArguments, refuse_unknown
-from .targets import CachedTargets, LiveTargets, Targets
+from .targets import CachedTargets, LiveTargets
 from .teachers import Teacher, TeacherNetwork, open_teacher
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def open_targets(
     processor: BaseImageProcessor,
     device: torch.device,
     network: Teacher | TeacherNetwork | None = None,
-) -> Targets | None:
+) -> LiveTargets | None:
     """What gives each batch its targets; None where nobody is followed.
 
     Args:
@@ -184,9 +184,12 @@ def open_targets(
             f"teacher_cache is set, but in teacher_mode {teacher.mode} a photo's target depends on its batch. Leave "
             "teacher_cache out, or take teacher_mode batch_independent."
         )
+    plain = None
+    if arguments.teacher_sees == "plain":
+        plain = TrainingImages(places, TrainingTransform(processor, augmentation="none"))
     if arguments.teacher_cache is None:
-        return LiveTargets(teacher)
-    return CachedTargets(teacher, arguments.teacher_cache, processor, places)
+        return LiveTargets(teacher, plain)
+    return CachedTargets(teacher, plain, folder=arguments.teacher_cache, processor=processor, places=places)
 
 
 def describe_data(arguments: TrainingArguments, places: TrainingPlaces, sampler: PlaceSampler) -> dict[str, Any]:

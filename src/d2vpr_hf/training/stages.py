@@ -13,7 +13,7 @@ from .arguments import DistillArguments, FinetuneArguments, TrainingArguments
 from .gathering import gather_labels, gather_with_gradient
 from .losses import DistillationLoss, MultiSimilarity, StudentProjection
 from .running_statistics import ReplayedRandomness, running_statistics_kept
-from .targets import Targets
+from .targets import LiveTargets
 from .teachers import TeacherOutput
 
 
@@ -33,16 +33,24 @@ class StudentOutput:
 
 
 class Student(nn.Module):
-    """The model that is trained, with the projection to its teacher's width, which is dropped afterwards."""
+    """The model that is trained, with the projection to its teacher's width, which is dropped afterwards.
 
-    def __init__(self, model: nn.Module, teacher_width: int | None, *, needs_tokens: bool) -> None:
+    Args:
+        teacher_width: of the targets; None without a teacher.
+        needs_tokens: whether a loss reads the patch tokens.
+        signed: targets are centred, and a student's regions, which are never negative, meet them by a projection alone.
+    """
+
+    def __init__(
+        self, model: nn.Module, teacher_width: int | None, *, needs_tokens: bool, signed: bool = False
+    ) -> None:
         super().__init__()
         self.model = model
         self.needs_tokens = needs_tokens
         config = model.config
         self.patch_size = config.backbone_config.patch_size
         width = getattr(config, "aggregator_dim", config.backbone_config.hidden_size)
-        self.projection = StudentProjection(width, teacher_width or width)
+        self.projection = StudentProjection(width, teacher_width or width, always=signed)
 
     def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         """Fields of `StudentOutput`, in a dictionary, through which DDP finds the tensors."""
@@ -65,7 +73,7 @@ class Distill:
     """Stage 1: the student's descriptors follow the teacher's."""
 
     def __init__(
-        self, arguments: DistillArguments, accelerator: Accelerator, student: nn.Module, teacher: Targets
+        self, arguments: DistillArguments, accelerator: Accelerator, student: nn.Module, teacher: LiveTargets
     ) -> None:
         self.accelerator = accelerator
         self.student = student
@@ -81,7 +89,7 @@ class Distill:
 class Following:
     """The distillation term of either stage."""
 
-    def __init__(self, arguments: TrainingArguments, teacher: Targets) -> None:
+    def __init__(self, arguments: TrainingArguments, teacher: LiveTargets) -> None:
         self.teacher = teacher
         self.images_per_place = arguments.images_per_place
         self.loss = DistillationLoss(arguments.distillation_loss, arguments.region_weight, arguments.token_weight)
@@ -104,7 +112,7 @@ class Finetune:
         arguments: FinetuneArguments,
         accelerator: Accelerator,
         student: nn.Module,
-        teacher: Targets | None = None,
+        teacher: LiveTargets | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.student = student
@@ -177,7 +185,7 @@ def rows_of(output: TeacherOutput, rows: slice) -> TeacherOutput:
 
 
 def make_stage(
-    arguments: TrainingArguments, accelerator: Accelerator, student: nn.Module, teacher: Targets | None
+    arguments: TrainingArguments, accelerator: Accelerator, student: nn.Module, teacher: LiveTargets | None
 ) -> Stage:
     """The stage that the arguments ask for."""
     if isinstance(arguments, DistillArguments):

@@ -77,11 +77,9 @@ class TeacherCache:
         Args:
             hashes: SHA-256 in hex of the content of each image's file.
         """
+        if self.missing(hashes):
+            return None
         keys = [_key(each) for each in hashes]
-        if any(key not in self._rows for key in keys):
-            self._take_new_parts()
-            if any(key not in self._rows for key in keys):
-                return None
         found = torch.empty(len(keys), 14, self._width)
         wanted: dict[Path, list[tuple[int, int]]] = defaultdict(list)
         for place, key in enumerate(keys):
@@ -93,6 +91,12 @@ class TeacherCache:
                 for place, row in places:
                     found[place] = descriptors[row]
         return found
+
+    def missing(self, hashes: Sequence[str]) -> list[int]:
+        """Which of the images have no descriptors here yet."""
+        if any(_key(each) not in self._rows for each in hashes):
+            self._take_new_parts()
+        return [place for place, each in enumerate(hashes) if _key(each) not in self._rows]
 
     def add(self, hashes: Sequence[str], regional_descriptors: torch.Tensor) -> None:
         """Keeps the descriptors of images; they are on the disk when this returns.

@@ -12,7 +12,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from ..data.place_sampler import PlaceSampler
-from ..data.training_images import training_loader
+from ..data.training_images import TrainingImages, training_loader
 from ..data.training_places import TrainingPlaces
 from .arguments import DistillArguments, TrainingArguments
 from .checkpointing import TrainedCheckpoint
@@ -33,10 +33,11 @@ from .setup import (
     open_trainee,
 )
 from .stages import Student, make_stage
-from .targets import Targets, settle_precision
+from .targets import LiveTargets, fit_whitening, settle_precision
 from .teachers import Teacher, TeacherNetwork
 from .trainable import freeze
 from .validation import Validator
+from .whitening import Whitening
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -140,9 +141,11 @@ def _prepare(
     validator = Validator(arguments.validation, k=arguments.validation_k, processor=trainee.processor)
     targets = open_targets(arguments, places, trainee.processor, accelerator.device, network)
     images = make_images(arguments, places, trainee.processor)
-    student, frozen = _student(arguments, trainee, targets.teacher.width if targets else None)
     if targets:
         settle_precision(targets.teacher, images, next(iter(sampler)), arguments.images_per_place, accelerator)
+        if arguments.teacher_whitening is not None:
+            targets.whitening = _whitening(arguments, folder, accelerator, targets, images)
+    student, frozen = _student(arguments, trainee, targets.width if targets else None)
     optimizer = make_optimizer(arguments, student)
     student, optimizer = accelerator.prepare(student, optimizer)
     # Each process drops other activations out.
@@ -176,6 +179,21 @@ def _prepare(
     )
 
 
+def _whitening(
+    arguments: TrainingArguments,
+    folder: RunFolder,
+    accelerator: Accelerator,
+    targets: LiveTargets,
+    images: TrainingImages,
+) -> Whitening:
+    """Fitted on the first process; a run that goes on takes the one that it began with."""
+    if accelerator.is_main_process and not arguments.resume:
+        folder.root.mkdir(parents=True, exist_ok=True)
+        fit_whitening(targets, images, arguments.teacher_whitening, arguments.seed).save(folder.whitening)
+    accelerator.wait_for_everyone()
+    return Whitening.load(folder.whitening)
+
+
 def _student(
     arguments: TrainingArguments, trainee: Trainee, teacher_width: int | None
 ) -> tuple[Student, list[nn.Module]]:
@@ -196,7 +214,9 @@ def _student(
         frozen.append(model.head)
     if arguments.gradient_checkpointing:
         checkpoint_gradients(model)
-    student = Student(model, teacher_width, needs_tokens=arguments.token_weight > 0)
+    student = Student(
+        model, teacher_width, signed=arguments.teacher_whitening is not None, needs_tokens=arguments.token_weight > 0
+    )
     if arguments.sync_batchnorm:
         student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
     if arguments.compile:
@@ -222,7 +242,7 @@ def _announce(
     trainee: Trainee,
     sampler: PlaceSampler,
     schedule: Schedule,
-    targets: Targets | None,
+    targets: LiveTargets | None,
 ) -> None:
     """Says what really runs: processes, device, batch, steps, teacher."""
     if not accelerator.is_main_process:
