@@ -28,8 +28,9 @@ the same place together.
 DeepSpeed as its own configuration says. Several processes on a CPU need
   accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no ...
 
-A configuration is a YAML file of the keys below; what stands on the command line wins. BatchNorm normalises by each
-process's own batch unless --sync_batchnorm is on (CUDA only)."""
+A configuration is a YAML file of the keys below; what stands on the command line wins. One with `stages` makes its
+photos and runs one stage after the other, as examples/configs/d2vpr_small.yaml does; --resume goes on with it.
+BatchNorm normalises by each process's own batch unless --sync_batchnorm is on (CUDA only)."""
 
 TOWN_KEYS = ("output", "seed")
 
@@ -91,11 +92,25 @@ def run(options: argparse.Namespace) -> int:
     # A teacher's module:factory is looked for here, as `python -c` does.
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - as the interpreter has it
     values = _read_config(options.config) if options.config else {}
-    values |= {name: value for name in ("stage", "preset") if (value := getattr(options, name)) is not None}
-    result = train(resolve_arguments(values | given, options.config or "the command line"))
+    asked = {name: value for name in ("stage", "preset") if (value := getattr(options, name)) is not None}
+    if "stages" in values:
+        result = _run_recipe(options.config, values, given | asked)
+    else:
+        result = train(resolve_arguments(values | asked | given, options.config or "the command line"))
     if _is_main_process():
         _print_result(options, result)
     return 0
+
+
+def _run_recipe(config: str, values: dict[str, Any], given: dict[str, Any]) -> "TrainingResult":
+    """All stages of a configuration that lists several."""
+    from ..training.arguments import checked
+    from ..training.recipe import Recipe
+
+    if foreign := sorted({"stage", "preset", "model", "data", "head_dim"} & given.keys()):
+        raise UsageError(f"--{foreign[0]} is one stage's, but {config} lists several. Change it in a copy of the file.")
+    resume = checked("resume", given.pop("resume", False), bool)
+    return Recipe.read(values, given, config).run(resume=resume)
 
 
 def _run_town(options: argparse.Namespace, given: dict[str, Any]) -> int:

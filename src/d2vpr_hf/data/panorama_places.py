@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from .images import UnreadableImage, path_to_text
 from .panorama_files import as_pixels, list_panoramas, open_panorama, replace_file, write_view
 from .panoramas import cut_views, heading_spans
+from .revisit import revisit
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -55,6 +57,7 @@ class _Settings:
     height: int
     width: int
     seed: int
+    revisited: bool
 
 
 def cut_training_views(
@@ -69,6 +72,7 @@ def cut_training_views(
     seed: int = 0,
     device: str | torch.device = "cpu",
     exclude: Collection[str] = (),
+    revisited: bool = False,
     progress: bool = True,
 ) -> Path:
     """Writes views of panoramas as places to train with; returns `out`, which `read_training_places` reads.
@@ -88,6 +92,8 @@ def cut_training_views(
         seed: of the draws.
         device: where views are computed.
         exclude: panoramas that are left out, by their path below the folder or their file name.
+        revisited: change each view as a second visit does (see `revisit`), for views to validate with: views of one
+            moment are too easily told.
         progress: whether to show a bar on stderr.
 
     Returns: the folder, with `metadata.csv`: for each view file_name, place, panorama, heading_deg, pitch_deg,
@@ -97,7 +103,7 @@ def cut_training_views(
     Raises: ValueError if a number is out of range, a name to exclude is unknown, or no panorama can be used;
         FileExistsError if `out` holds anything else than the same call would make.
     """
-    settings = _checked(_Settings(sectors, views_per_sector, field_deg, height, width, seed))
+    settings = _checked(_Settings(sectors, views_per_sector, field_deg, height, width, seed, revisited))
     root, out = Path(folder), Path(out)
     chosen = _chosen(list_panoramas(root, but_not_in=out), root, exclude)
     digests, skipped = _digests(chosen)
@@ -117,7 +123,7 @@ def cut_training_views(
                 except UnreadableImage as error:
                     skipped.append((name, error.reason))
                     continue
-                _write_views(views, panorama, angles, settings, pool)
+                _write_views(views, panorama, angles, settings, pool, digest)
             rows += _rows(views.name, name, len(used) * sectors, angles, settings)
             used[name] = digest
     for name, reason in skipped:
@@ -238,14 +244,23 @@ def _draw(settings: _Settings, digest: str) -> torch.Tensor:
 
 
 def _write_views(
-    folder: Path, panorama: torch.Tensor, angles: torch.Tensor, settings: _Settings, pool: ThreadPoolExecutor
+    folder: Path,
+    panorama: torch.Tensor,
+    angles: torch.Tensor,
+    settings: _Settings,
+    pool: ThreadPoolExecutor,
+    digest: str,
 ) -> None:
     """Writes all views of a panorama, under their folder's name when they are whole."""
     part = folder.with_name(f".{folder.name}")
     for sector in range(settings.sectors):
         views = cut_views(panorama, *angles[:, sector], height=settings.height, width=settings.width)
         names = [part / _view_name(sector, view) for view in range(len(views))]
-        list(pool.map(write_view, names, as_pixels(views)))
+        pixels = as_pixels(views)
+        if settings.revisited:
+            random = np.random.default_rng([settings.seed, sector, int(digest[:12], 16)])
+            pixels = [np.asarray(revisit(Image.fromarray(view), random)) for view in pixels]
+        list(pool.map(write_view, names, pixels))
     part.rename(folder)
 
 

@@ -60,6 +60,11 @@ class RunFolder:
     def checkpoint(self) -> Path:
         return self.root / CHECKPOINT
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether its checkpoint is whole, which is the last thing that a run writes."""
+        return self.checkpoint.is_dir()
+
     def check_free(self) -> None:
         """Raises FileExistsError if the folder holds a run, or anything else."""
         # A run that never came to its first step has left nothing to lose.
