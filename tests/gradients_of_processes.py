@@ -1,6 +1,8 @@
 """Run by several processes: the gradients that stage 2 gives them together, saved by the first one.
 
-torchrun --nproc_per_node 2 gradients_of_processes.py OUT [CHUNK]
+torchrun --nproc_per_node 2 gradients_of_processes.py OUT [CHUNK [DIM ...]]
+
+The first DIM is that of a head, the others are nested in it.
 """
 
 import sys
@@ -56,14 +58,15 @@ def in_float64() -> Iterator[None]:
         yield
 
 
-def gradients(chunk: int | None) -> dict[str, torch.Tensor]:
+def gradients(chunk: int | None, nested_dims: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
     """Of every trained parameter, with BatchNorm in evaluation mode and without dropout."""
     accelerator = Accelerator(cpu=True)
-    model = student().double()
+    nested = nested_dims if len(nested_dims) > 1 else None
+    model = student(head_dim=max(nested_dims, default=None), nested_dims=nested).double()
     freeze(model, trainable_blocks=2, trainable_modules=None)
     wrapped = accelerator.prepare(Student(model, None, needs_tokens=False)).eval()
     settings = FinetuneArguments(data=["none"], model="none", descriptor_chunk=chunk)
-    stage = Finetune(settings, accelerator, wrapped)
+    stage = Finetune(settings, accelerator, wrapped, nested_dims=nested_dims)
     batch = part(whole_batch(), accelerator.process_index, accelerator.num_processes)
     with in_float64():
         stage.backward(replace(batch, pixel_values=batch.pixel_values.double()))
@@ -72,7 +75,8 @@ def gradients(chunk: int | None) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    found = gradients(int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    chunk, *dims = map(int, sys.argv[2:] or [0])
+    found = gradients(chunk or None, tuple(dims))
     if Accelerator(cpu=True).is_main_process:
         save_file(found, Path(sys.argv[1]))
     torch.distributed.destroy_process_group()

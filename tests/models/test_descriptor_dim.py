@@ -51,6 +51,12 @@ def headed(tiny_model):
     return tiny_model
 
 
+@pytest.fixture
+def nested(tiny_model):
+    tiny_model.add_head(DIM, seed=1, nested_dims=(3, DIM, 5))
+    return tiny_model
+
+
 def described(model, images):
     with torch.no_grad():
         return model(images).pooler_output
@@ -96,11 +102,14 @@ def test_saved_and_loaded_to_the_bit(tmp_path, reduced, images, pca):
     assert torch.equal(described(loaded, images), described(reduced, images))
 
 
-@pytest.mark.parametrize("end", ["reduced", "headed"])
+@pytest.mark.parametrize("end", ["reduced", "headed", "nested"])
 def test_remote_code_gives_the_same_short_descriptors(tmp_path, request, end, images):
     model = request.getfixturevalue(end)
     model.save_pretrained(tmp_path / "d2vpr")
-    torch.save((images, described(model, images)), tmp_path / "expected.pt")
+    arguments = {"descriptor_dim": 5} if end == "nested" else {}
+    if end == "nested":
+        model = AutoModel.from_pretrained(tmp_path / "d2vpr", **arguments)
+    torch.save((images, described(model, images), arguments), tmp_path / "expected.pt")
     code = """
 import importlib.util, sys
 sys.path = [entry for entry in sys.path if not entry.rstrip("/").endswith("src")]
@@ -108,8 +117,8 @@ sys.meta_path = [finder for finder in sys.meta_path if "editable" not in repr(fi
 assert importlib.util.find_spec("d2vpr_hf") is None
 import torch
 from transformers import AutoModel
-images, expected = torch.load("expected.pt")
-model = AutoModel.from_pretrained("d2vpr", trust_remote_code=True)
+images, expected, arguments = torch.load("expected.pt")
+model = AutoModel.from_pretrained("d2vpr", trust_remote_code=True, **arguments)
 assert type(model).__module__.startswith("transformers_modules."), type(model)
 with torch.no_grad():
     assert torch.equal(model(images).pooler_output, expected)
@@ -125,7 +134,7 @@ print(tuple(expected.shape), model.config.pca_source and model.config.pca_source
         timeout=300,
         check=False,
     )
-    expected = {"reduced": "(3, 8) made/train None", "headed": "(3, 8) None 8"}[end]
+    expected = {"reduced": "(3, 8) made/train None", "headed": "(3, 8) None 8", "nested": "(3, 5) None 8"}[end]
     assert result.stdout.strip() == expected, result.stdout + result.stderr
 
 
@@ -231,6 +240,15 @@ def test_the_length_follows_the_width_without_a_pca():
         (
             {"head_dim": 256, "descriptor_dim": 512},
             "descriptor_dim is 512, but a model with a head gives head_dim = 256",
+        ),
+        ({"nested_dims": (512, 256)}, "nested_dims is .* but head_dim is None"),
+        ({"head_dim": 512, "nested_dims": (512,)}, "must hold head_dim = 512 as its largest and at least one smaller"),
+        ({"head_dim": 256, "nested_dims": (512, 256)}, "must hold head_dim = 256 as its largest"),
+        ({"head_dim": 512, "nested_dims": (512, 0)}, "at least one smaller number from 1"),
+        ({"head_dim": 512, "nested_dims": (512, "256")}, "nested_dims"),
+        (
+            {"head_dim": 512, "nested_dims": (512, 256), "descriptor_dim": 128},
+            "descriptor_dim is 128, but this model's head was trained to be cut to 512, 256 numbers alone",
         ),
         ({"head_dim": 256, "pca_source": SOURCE}, "head_dim is 256, but the model ends in a PCA"),
     ],
@@ -350,3 +368,57 @@ def test_no_head_behind_a_pca_and_none_of_another_length(reduced, tiny_config):
         model.add_head(673)
     assert not hasattr(model, "head")
     assert model.config.head_dim is None
+
+
+@pytest.mark.parametrize("model_class", [D2VprModel, AutoModel])
+def test_a_nested_head_gives_any_of_its_lengths(tmp_path, nested, images, model_class):
+    whole = described(nested, images)
+    assert (nested.config.nested_dims, whole.shape) == ((8, 5, 3), (3, 8))
+    nested.save_pretrained(tmp_path)
+    for dim in (8, 5, 3):
+        model = model_class.from_pretrained(tmp_path, descriptor_dim=dim)
+        assert model.config.descriptor_dim == dim
+        found = described(model, images)
+        expected = torch.nn.functional.normalize(whole[:, :dim], dim=1)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+        assert found.shape == (3, dim)
+        assert torch.pdist(found).min() > 1e-4
+        assert torch.equal(model.head.weight, nested.head.weight)
+    for unchosen in ({}, {"descriptor_dim": None}):
+        assert torch.equal(described(model_class.from_pretrained(tmp_path, **unchosen), images), whole)
+
+
+def test_a_model_saved_at_fewer_numbers_keeps_all_of_its_head(tmp_path, nested, images):
+    whole = described(nested, images)
+    nested.save_pretrained(tmp_path / "whole")
+    short = AutoModel.from_pretrained(tmp_path / "whole", descriptor_dim=5)
+    short.save_pretrained(tmp_path / "short")
+    config = AutoConfig.from_pretrained(tmp_path / "short")
+    assert config.to_dict() == short.config.to_dict() | {"_name_or_path": str(tmp_path / "short")}
+    assert (config.descriptor_dim, config.head_dim, config.nested_dims) == (5, 8, (8, 5, 3))
+    again = AutoModel.from_pretrained(tmp_path / "short")
+    assert torch.equal(described(again, images), described(short, images))
+    assert torch.equal(described(AutoModel.from_pretrained(tmp_path / "short", descriptor_dim=8), images), whole)
+
+
+def test_lengths_that_a_checkpoint_lacks_are_refused_with_those_it_has(tmp_path, nested, tiny_config):
+    nested.save_pretrained(tmp_path / "nested")
+    for dim in (4, 0, 9):
+        with pytest.raises(ValueError, match=rf"descriptor_dim is {dim}, but .* cut to 8, 5, 3 numbers alone"):
+            AutoModel.from_pretrained(tmp_path / "nested", descriptor_dim=dim)
+    torch.manual_seed(0)
+    plain = D2VprModel(D2VprConfig(backbone_config=STUDENT, recovery_layers=(1,), aggregator_dim=48))
+    plain.save_pretrained(tmp_path / "full")
+    with pytest.raises(ValueError, match=r"descriptor_dim is 5, but without a PCA .* = 672 numbers"):
+        AutoModel.from_pretrained(tmp_path / "full", descriptor_dim=5)
+    plain.add_head(8)
+    plain.save_pretrained(tmp_path / "headed")
+    with pytest.raises(ValueError, match="descriptor_dim is 5, but a model with a head gives head_dim = 8"):
+        AutoModel.from_pretrained(tmp_path / "headed", descriptor_dim=5)
+
+
+def test_a_nested_head_learns_from_its_prefix(nested, images):
+    nested.config.descriptor_dim = 3
+    nested.train()(images).pooler_output.mul(torch.arange(3)).sum().backward()
+    assert nested.head.weight.grad[:3].abs().max() > 0
+    assert nested.head.weight.grad[3:].abs().max() == 0

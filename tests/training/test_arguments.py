@@ -78,6 +78,11 @@ def test_what_a_run_writes_down_makes_the_same_run():
         (FINETUNE | {"augmentation_magnitude": 31}, "0 to 30"),
         (DISTILL | {"teacher": None}, "teacher is missing"),
         (DISTILL | {"head_dim": 512}, "head_dim is for stage finetune"),
+        (DISTILL | {"nested_dims": [512, 256]}, "nested_dims is for stage finetune"),
+        (FINETUNE | {"nested_dims": [512]}, r"nested_dims is \[512\] with head_dim None, but must be at least two"),
+        (FINETUNE | {"nested_dims": [512, 256], "head_dim": 256}, "of which head_dim is the largest"),
+        (FINETUNE | {"nested_dims": [512, 0]}, "at least two numbers from 1"),
+        (FINETUNE | {"nested_dims": ["512", "half"]}, "expects a list of whole numbers"),
         (DISTILL | {"teacher_cache": "kept"}, "augmentation is randaugment"),
         (DISTILL | {"teacher_cache": "kept", "augmentation": "none", "token_weight": 1}, "no patch tokens"),
         (FINETUNE | {"descriptor_chunk": 0}, "at least 1 photo"),
@@ -121,3 +126,12 @@ def test_the_example_configurations_are_whole(path):
     )
     if path.stem == "distill":
         assert found.teacher == "facebook/dinov2-base"
+
+
+@pytest.mark.parametrize("dims", [[256, 512], ["512", "256"], (256, 512, 256)])
+@pytest.mark.parametrize("head", [{}, {"head_dim": 512}])
+def test_nested_dims_are_in_falling_order_and_their_largest_is_the_head(dims, head):
+    found = resolve_arguments(FINETUNE | {"nested_dims": dims} | head)
+    assert (found.head_dim, found.nested_dims) == (512, [512, 256])
+    again = found.to_dict()
+    assert resolve_arguments(again).to_dict() == again

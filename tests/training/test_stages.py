@@ -67,6 +67,40 @@ def test_chunks_have_the_gradients_of_the_whole(of_one_process, chunk):
     assert max(relative_errors(gradients(chunk), of_one_process).values()) < 1e-9
 
 
+NESTED = (16, 6, 3)
+
+
+@pytest.fixture(scope="module")
+def of_a_nested_head() -> dict[str, torch.Tensor]:
+    return {name: each.clone() for name, each in gradients(None, NESTED).items()}
+
+
+def test_processes_and_chunks_have_the_same_gradients_with_a_nested_head(tmp_path, of_a_nested_head):
+    found = run_processes(tmp_path / "gradients.safetensors", "5", *map(str, NESTED))
+    assert "head.weight" in {name.removeprefix("model.") for name in found}
+    assert max(relative_errors(found, of_a_nested_head).values()) < 1e-9
+    assert max(relative_errors(gradients(5, NESTED), of_a_nested_head).values()) < 1e-9
+    # The parts have a say: without them the gradients are others.
+    assert relative_errors(gradients(None, (16,)), of_a_nested_head)["head.weight"] > 1e-3
+
+
+def test_a_nested_loss_is_the_mean_of_the_losses_of_each_prefix():
+    arguments = FinetuneArguments(data=["none"], model="none")
+    random = torch.Generator().manual_seed(2)
+    places = torch.arange(4).repeat_interleave(3)
+    # Photos of a place are alike: the whole tells most places apart, three numbers don't.
+    whole = torch.randn(4, 16, generator=random)[places] + 0.3 * torch.randn(12, 16, generator=random)
+    whole = torch.nn.functional.normalize(whole, dim=1)
+    stage = Finetune(arguments, Accelerator(cpu=True), torch.nn.Identity(), nested_dims=NESTED)
+    alone = Finetune(arguments, Accelerator(cpu=True), torch.nn.Identity())
+    each = [alone.compare(torch.nn.functional.normalize(whole[:, :dim], dim=1), places) for dim in NESTED]
+    found = stage.compare(whole, places)
+    for name in ("loss", "mined_share"):
+        torch.testing.assert_close(found[name], torch.stack([part[name] for part in each]).mean())
+    assert len({float(part["loss"]) for part in each}) == 3
+    assert len({float(part["mined_share"]) for part in each}) > 1
+
+
 def test_a_half_of_the_batch_has_other_gradients(of_one_process):
     """What the tests above would miss if the loss never saw the other half."""
     accelerator = Accelerator(cpu=True)

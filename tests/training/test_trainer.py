@@ -127,6 +127,26 @@ def test_a_run_leaves_what_it_was_and_what_it_found(training_town, validation_to
     assert AutoModel.from_pretrained(second.checkpoint).config.descriptor_dim == 16
 
 
+def test_a_nested_head_is_trained_and_goes_on_at_full_length(training_town, tmp_path):
+    first = train(arguments(training_town, tmp_path / "first", epochs=1, nested_dims=[8, 16]))
+    short = AutoModel.from_pretrained(first.checkpoint, descriptor_dim=8)
+    assert (short.config.head_dim, short.config.nested_dims, short.config.descriptor_dim) == (16, (16, 8), 8)
+    short.save_pretrained(tmp_path / "short")
+    keys = {"model": str(tmp_path / "short"), "epochs": 1}
+    second = AutoModel.from_pretrained(train(arguments(training_town, tmp_path / "second", **keys)).checkpoint)
+    assert (second.config.nested_dims, second.config.descriptor_dim) == ((16, 8), 16)
+    assert not torch.equal(second.head.weight[8:], short.head.weight[8:])
+    plain = train(arguments(training_town, tmp_path / "plain", epochs=1, head_dim=16))
+    assert AutoModel.from_pretrained(plain.checkpoint).config.nested_dims is None
+    assert losses(RunFolder(tmp_path / "plain").records()) != losses(RunFolder(tmp_path / "first").records())
+    # A head that was trained whole can be nested later; one of another length can't.
+    keys["model"] = str(plain.checkpoint)
+    third = train(arguments(training_town, tmp_path / "third", nested_dims=[16, 4], **keys))
+    assert AutoModel.from_pretrained(third.checkpoint, descriptor_dim=4).config.descriptor_dim == 4
+    with pytest.raises(ValueError, match=r"head_dim is 32, but .* has a head of 16"):
+        train(arguments(training_town, tmp_path / "fourth", nested_dims=[32, 8], **keys))
+
+
 def test_frozen_blocks_stay_as_they_are(training_town, tmp_path):
     start = train(arguments(training_town, tmp_path / "start", epochs=1, trainable_blocks=-1))
     before = weights(start.checkpoint)

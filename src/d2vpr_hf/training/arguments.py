@@ -88,6 +88,12 @@ class TrainingArguments:
     head_dim: int | None = key(
         None, "give the model a learned compact head of this many numbers, such as 512 or 256", MODEL
     )
+    nested_dims: list[int] | None = key(
+        None,
+        "train the head's first numbers to be a descriptor by themselves too, such as 512 256; the largest is "
+        "head_dim, which may be left out",
+        MODEL,
+    )
     trainable_blocks: int = key(-1, "how many of the last blocks are trained; -1: all, and the embeddings", MODEL)
     trainable_modules: list[str] | None = key(
         None, "of what comes behind the blocks, these modules alone (default: all of it)", MODEL
@@ -213,6 +219,8 @@ class TrainingArguments:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}, but must be at least {least}.")
+        if self.nested_dims is not None:
+            self._settle_nested_dims()
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0.")
         if self.augmentation_magnitude not in range(31):
@@ -245,6 +253,16 @@ class TrainingArguments:
         if self.teacher_cache is not None and self.token_weight:
             raise ValueError("teacher_cache keeps no patch tokens. Set token_weight to 0, or leave teacher_cache out.")
 
+    def _settle_nested_dims(self) -> None:
+        """Falling order, and the largest as head_dim."""
+        dims = sorted(set(self.nested_dims), reverse=True)
+        if len(dims) < 2 or dims[-1] < 1 or self.head_dim not in (None, dims[0]):
+            raise ValueError(
+                f"nested_dims is {self.nested_dims} with head_dim {self.head_dim}, but must be at least two numbers "
+                "from 1, of which head_dim is the largest. Give 512 256, say, and leave head_dim out."
+            )
+        self.nested_dims, self.head_dim = dims, dims[0]
+
 
 @dataclass(kw_only=True)
 class DistillArguments(TrainingArguments):
@@ -262,7 +280,8 @@ class DistillArguments(TrainingArguments):
                 "CricaVPR folder."
             )
         if self.head_dim is not None:
-            raise ValueError("head_dim is for stage finetune: distilling gives a head nothing to learn. Leave it out.")
+            name = "head_dim" if self.nested_dims is None else "nested_dims"
+            raise ValueError(f"{name} is for stage finetune: distilling gives a head nothing to learn. Leave it out.")
 
 
 @dataclass(kw_only=True)
@@ -405,6 +424,9 @@ def _as_kind(value: Any, kind: Any) -> Any:
         return value if value in get_args(kind) else None
     if get_origin(kind) is list:
         entries = value if isinstance(value, list | tuple) else [value]
+        if get_args(kind) == (int,):
+            numbers = [_as_kind(entry, int) for entry in entries]
+            return None if None in numbers else numbers
         return [str(entry) for entry in entries] if all(isinstance(entry, str | int) for entry in entries) else None
     if kind is bool:
         return {"true": True, "false": False}.get(str(value).lower())
@@ -428,7 +450,7 @@ def describe(kind: Any) -> str:
     if NoneType in get_args(kind):
         return " or ".join(describe(each) for each in get_args(kind) if each is not NoneType) + " (or nothing)"
     if get_origin(kind) is list:
-        return "a list of names"
+        return "a list of whole numbers" if get_args(kind) == (int,) else "a list of names"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
     return words.get(kind, str(kind))
 
@@ -485,4 +507,4 @@ def _default_words(kind: type[TrainingArguments], name: str) -> str:
 def _metavar(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return "|".join(get_args(kind))
-    return {int: "N", float: "X", bool: "true|false", dict: "JSON"}.get(kind, "NAME")
+    return {int: "N", list[int]: "N", float: "X", bool: "true|false", dict: "JSON"}.get(kind, "NAME")

@@ -68,16 +68,26 @@ def open_trainee(arguments: TrainingArguments) -> Trainee:
         size = {"height": arguments.image_size, "width": arguments.image_size}
         processor = type(processor).from_dict(processor.to_dict() | {"size": size})
     if arguments.head_dim is not None:
-        if not isinstance(model, D2VprModel):
-            raise ValueError(f"head_dim is for D2-VPR, but the model is a {type(model).__name__}. Leave it out.")
-        if model.config.head_dim not in (None, arguments.head_dim):
-            raise ValueError(
-                f"head_dim is {arguments.head_dim}, but {arguments.model} has a head of {model.config.head_dim} "
-                "already. Leave it out, or start from a checkpoint without a head."
-            )
-        if model.config.head_dim is None:
-            model.add_head(arguments.head_dim, seed=arguments.seed)
+        _give_head(model, arguments)
+    if getattr(model.config, "nested_dims", None):
+        # A checkpoint saved at fewer numbers goes on with all of its head.
+        model.config.descriptor_dim = model.config.head_dim
     return Trainee(model, processor, trainee.history)
+
+
+def _give_head(model: nn.Module, arguments: TrainingArguments) -> None:
+    """Puts the head that is asked for behind the model, or takes the one that is there if it is as long."""
+    if not isinstance(model, D2VprModel):
+        raise ValueError(f"head_dim is for D2-VPR, but the model is a {type(model).__name__}. Leave it out.")
+    if model.config.head_dim is None:
+        model.add_head(arguments.head_dim, seed=arguments.seed)
+    elif model.config.head_dim != arguments.head_dim:
+        raise ValueError(
+            f"head_dim is {arguments.head_dim}, but {arguments.model} has a head of {model.config.head_dim} "
+            "already. Leave it out, or start from a checkpoint without a head."
+        )
+    if arguments.nested_dims is not None:
+        model.config.nested_dims = tuple(arguments.nested_dims)
 
 
 def _new_model(config: Mapping[str, Any]) -> nn.Module:

@@ -1,5 +1,6 @@
 """The two stages: what each makes of a batch, from pixel values to gradients. The loop is the same for both."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -105,7 +106,11 @@ class Following:
 
 
 class Finetune:
-    """Stage 2: descriptors of one place come together, of others apart; on request with the teacher's term kept."""
+    """Stage 2: descriptors of one place come together, of others apart; on request with the teacher's term kept.
+
+    With `nested_dims`, such as (512, 256), the loss is the mean of the losses of so many first numbers, each mined by
+    itself.
+    """
 
     def __init__(
         self,
@@ -113,11 +118,13 @@ class Finetune:
         accelerator: Accelerator,
         student: nn.Module,
         teacher: LiveTargets | None = None,
+        nested_dims: Sequence[int] | None = None,
     ) -> None:
         self.accelerator = accelerator
         self.student = student
         self.chunk = arguments.descriptor_chunk
         self.weight = arguments.distillation_weight
+        self.nested_dims = nested_dims or (None,)
         self.following = Following(arguments, teacher) if teacher is not None else None
         self.loss = MultiSimilarity(arguments.alpha, arguments.beta, arguments.base, arguments.epsilon)
 
@@ -174,8 +181,14 @@ class Finetune:
 
     def compare(self, descriptors: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
         """The loss over the descriptors of all processes, and how many of them it could still learn from."""
-        terms = self.loss(gather_with_gradient(descriptors), gather_labels(places))
-        return {"loss": terms.loss, "mined_share": torch.as_tensor(terms.mined_share, device=descriptors.device)}
+        gathered, places = gather_with_gradient(descriptors), gather_labels(places)
+        # The loss takes a prefix of any length for one of unit length. None is the whole.
+        terms = [self.loss(gathered[:, :dim], places) for dim in self.nested_dims]
+        mined_share = sum(each.mined_share for each in terms) / len(terms)
+        return {
+            "loss": torch.stack([each.loss for each in terms]).mean(),
+            "mined_share": torch.as_tensor(mined_share, device=descriptors.device),
+        }
 
 
 def rows_of(output: TeacherOutput, rows: slice) -> TeacherOutput:
@@ -185,9 +198,13 @@ def rows_of(output: TeacherOutput, rows: slice) -> TeacherOutput:
 
 
 def make_stage(
-    arguments: TrainingArguments, accelerator: Accelerator, student: nn.Module, teacher: LiveTargets | None
+    arguments: TrainingArguments,
+    accelerator: Accelerator,
+    student: nn.Module,
+    teacher: LiveTargets | None,
+    nested_dims: Sequence[int] | None = None,
 ) -> Stage:
-    """The stage that the arguments ask for."""
+    """The stage that the arguments ask for; `nested_dims` as the student's configuration has them."""
     if isinstance(arguments, DistillArguments):
         return Distill(arguments, accelerator, student, teacher)
-    return Finetune(arguments, accelerator, student, teacher)
+    return Finetune(arguments, accelerator, student, teacher, nested_dims)

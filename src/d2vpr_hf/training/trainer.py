@@ -159,7 +159,7 @@ def _prepare(
         student=student,
         frozen=frozen,
         optimizer=optimizer,
-        stage=make_stage(arguments, accelerator, student, targets),
+        stage=make_stage(arguments, accelerator, student, targets, getattr(trainee.model.config, "nested_dims", None)),
         names=places.names,
         sampler=sampler,
         loader=training_loader(

@@ -44,12 +44,15 @@ class D2VprConfig(PreTrainedConfig):
         interpolate_offset: patches added to the grid size when the position table is resized.
         dropout: of the aggregator's fusion and of the cross-image encoder, in training alone.
         converted_from: file name and SHA-256 of the checkpoint that was converted, if one was.
-        descriptor_dim: numbers in a descriptor; 14 * aggregator_dim, fewer only with a PCA or a head.
+        descriptor_dim: numbers in a descriptor; 14 * aggregator_dim, fewer only with a PCA or a head. With nested_dims
+            it may be any of these.
         pca_source: None, or the model ends in a PCA, and this says what it was fitted on: `name` of the photos, how
             many `images`, `files_sha256` (of the SHA-256 of each file in hex, sorted, one a line; None where the
             photos were no files), `seed` that drew them, whether its output is brought to unit length
             (`renormalise`), and the share of the variance it keeps (`variance_kept`).
         head_dim: None, or the model ends in a learned projection to so many numbers, which descriptor_dim then is.
+        nested_dims: None, or how many of the head's first numbers were trained to be a descriptor by themselves, such
+            as (512, 256): head_dim and at least one below it, kept in falling order.
 
     Raises: huggingface_hub's StrictDataclassError (a type or a relation between fields doesn't hold).
     Source: arXiv 2511.12528.
@@ -72,6 +75,7 @@ class D2VprConfig(PreTrainedConfig):
     descriptor_dim: int | None = None
     pca_source: dict | None = None
     head_dim: int | None = None
+    nested_dims: list[int] | tuple[int, ...] | None = None
 
     def __post_init__(self, **kwargs) -> None:
         if isinstance(self.backbone_config, dict):
@@ -79,9 +83,24 @@ class D2VprConfig(PreTrainedConfig):
             self.backbone_config = {"model_type": "dinov2", **self.backbone_config}
         # JSON knows no tuples, and a saved configuration must equal the loaded one.
         self.recovery_layers = tuple(self.recovery_layers)
+        self._settle_descriptor()
+        super().__post_init__(**kwargs)
+
+    def _settle_descriptor(self) -> None:
+        if self.nested_dims is not None:
+            self.nested_dims = tuple(sorted(set(self.nested_dims), reverse=True))
         if self.descriptor_dim is None:
             self.descriptor_dim = self.regional_dim if self.head_dim is None else self.head_dim
-        super().__post_init__(**kwargs)
+
+    def check_descriptor(self) -> None:
+        """Checks once more what makes a descriptor: arguments of `from_pretrained`, such as `descriptor_dim=256`, are
+        set on a configuration that was checked without them. A `descriptor_dim` of None becomes the longest.
+
+        Raises: ValueError if descriptor_dim is none that the model can give, naming those it can.
+        """
+        self._settle_descriptor()
+        self.validate_head()
+        self.validate_reduction()
 
     @property
     def adapter_dim(self) -> int:
@@ -123,6 +142,11 @@ class D2VprConfig(PreTrainedConfig):
 
     def validate_head(self) -> None:
         if self.head_dim is None:
+            if self.nested_dims is not None:
+                raise ValueError(
+                    f"nested_dims is {self.nested_dims}, but head_dim is None, and only a head's descriptor is nested. "
+                    "Give the largest of them as head_dim, or leave nested_dims out."
+                )
             return
         if self.pca_source is not None:
             raise ValueError(
@@ -134,10 +158,26 @@ class D2VprConfig(PreTrainedConfig):
                 f"head_dim is {self.head_dim}, but a head shortens {self.regional_dim} numbers, so it must be 1 to "
                 f"{self.regional_dim}. Give 512 or 256, say."
             )
-        if self.descriptor_dim != self.head_dim:
+        if self.nested_dims is not None:
+            self._validate_nested()
+        elif self.descriptor_dim != self.head_dim:
             raise ValueError(
                 f"descriptor_dim is {self.descriptor_dim}, but a model with a head gives head_dim = {self.head_dim} "
                 "numbers. Leave descriptor_dim out."
+            )
+
+    def _validate_nested(self) -> None:
+        if len(self.nested_dims) < 2 or self.nested_dims[0] != self.head_dim or self.nested_dims[-1] < 1:
+            raise ValueError(
+                f"nested_dims is {self.nested_dims}, but must hold head_dim = {self.head_dim} as its largest and at "
+                f"least one smaller number from 1. Give ({self.head_dim}, {max(self.head_dim // 2, 1)}), say, or leave "
+                "it out."
+            )
+        if self.descriptor_dim not in self.nested_dims:
+            known = ", ".join(map(str, self.nested_dims))
+            raise ValueError(
+                f"descriptor_dim is {self.descriptor_dim}, but this model's head was trained to be cut to {known} "
+                "numbers alone (nested_dims). Give one of these, or leave descriptor_dim out."
             )
 
     def validate_reduction(self) -> None:

@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -36,7 +37,7 @@ class D2VprModelOutput(ModelOutput):
         last_hidden_state: (batch, 1 + patches, aggregator_dim) class token and patch tokens after the recovery norm.
         pooler_output: (batch, descriptor_dim) float32 descriptors of unit length: global, 4 medium, 9 small regions.
             With a PCA its components of these, which are of unit length only if the PCA renormalises; with a head
-            its projection of these, of unit length.
+            its projection of these, or the first numbers of that, of unit length.
         region_boxes: (batch, 13, 4) centre x, centre y, width, height in shares of the image: 4 medium regions, then
             9 small ones, each row by row.
         region_features: (batch, 13, aggregator_dim) the regions as pooled, before fusion and position.
@@ -253,9 +254,10 @@ class D2VprPreTrainedModel(PreTrainedModel):
         """The model of a checkpoint folder or Hub repository; arguments as transformers' own.
 
         Only safetensors are read. With `cross_image_encoder=False` a checkpoint that holds an encoder loads without it.
+        `descriptor_dim` chooses the length of the descriptors where the checkpoint has `nested_dims`.
 
-        Raises: ValueError naming every weight that is missing, unexpected or of another shape. OSError if there is no
-            such checkpoint.
+        Raises: ValueError naming every weight that is missing, unexpected or of another shape, or the lengths that the
+            checkpoint has where `descriptor_dim` is none of them. OSError if there is no such checkpoint.
         """
         kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
         try:
@@ -314,7 +316,9 @@ class D2VprModel(D2VprPreTrainedModel):
     """D2-VPR: one descriptor an image, by which photos of the same place are nearest neighbours.
 
     A configuration with a `pca_source` adds a PCA at the end, whose weights are the checkpoint's; one with a `head_dim`
-    adds a learned projection.
+    adds a learned projection. With `nested_dims` its first numbers alone are a descriptor too:
+    `from_pretrained(folder, descriptor_dim=256)` gives the first 256, brought to unit length again. The projection
+    stays whole, so that a model saved at 256 opens at 512 as well.
 
     Without the cross-image encoder a descriptor depends on its image alone. With it (`cross_image_encoder=True`, which
     a converted checkpoint that holds one asks for) the images of a batch attend to each other: the same photo gets
@@ -328,6 +332,7 @@ class D2VprModel(D2VprPreTrainedModel):
 
     def __init__(self, config: D2VprConfig) -> None:
         super().__init__(config)
+        config.check_descriptor()
         self.backbone = D2VprBackbone(config.backbone_config, config.adapter_dim, config.interpolate_offset)
         self.recovery = D2VprRecovery(config)
         self.aggregator = D2VprAggregator(config)
@@ -394,7 +399,7 @@ class D2VprModel(D2VprPreTrainedModel):
         self.reduction = reduction.to(self.device).train(self.training)
         self.config.descriptor_dim, self.config.pca_source = checked.descriptor_dim, checked.pca_source
 
-    def add_head(self, dim: int, seed: int = 0) -> None:
+    def add_head(self, dim: int, seed: int = 0, nested_dims: Sequence[int] | None = None) -> None:
         """Puts a new head behind the model, in place: a random projection to `dim` numbers, for training to improve.
 
         From then on it is part of the configuration and of the checkpoint.
@@ -402,16 +407,19 @@ class D2VprModel(D2VprPreTrainedModel):
         Args:
             dim: numbers in a descriptor, such as 512 or 256.
             seed: draws the projection.
+            nested_dims: the configuration's, such as (512, 256), where training is to make prefixes descriptors too.
 
-        Raises: ValueError if the model has a head or a PCA already. huggingface_hub's StrictDataclassError if `dim` is
-            none that the configuration admits.
+        Raises: ValueError if the model has a head or a PCA already. huggingface_hub's StrictDataclassError if `dim` or
+            `nested_dims` is none that the configuration admits.
         """
         self._refuse_second_end()
-        checked = type(self.config).from_dict({**self.config.to_dict(), "head_dim": dim, "descriptor_dim": dim})
+        ends = {"head_dim": dim, "descriptor_dim": dim, "nested_dims": nested_dims}
+        checked = type(self.config).from_dict({**self.config.to_dict(), **ends})
         head = D2VprHead(checked)
         nn.init.normal_(head.weight, std=head.in_features**-0.5, generator=torch.Generator().manual_seed(seed))
         self.head = head.to(self.device).train(self.training)
-        self.config.descriptor_dim, self.config.head_dim = checked.descriptor_dim, checked.head_dim
+        for name in ends:
+            setattr(self.config, name, getattr(checked, name))
 
     def _refuse_second_end(self) -> None:
         if self.config.pca_source is not None:
@@ -463,7 +471,7 @@ class D2VprModel(D2VprPreTrainedModel):
         if self.config.pca_source is not None:
             descriptor = self.reduction(descriptor)  # (batch, descriptor_dim)
         if self.config.head_dim is not None:
-            descriptor = self.head(descriptor)  # (batch, descriptor_dim)
+            descriptor = self.head(descriptor, self.config.descriptor_dim)  # (batch, descriptor_dim)
         hidden_states = tuple(blocks[number] for number in sorted(blocks)) if keep_all else None
         return D2VprModelOutput(tokens, descriptor, boxes, features, vectors, hidden_states)
 

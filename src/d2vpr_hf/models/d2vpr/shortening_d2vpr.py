@@ -38,8 +38,11 @@ class D2VprHead(nn.Linear):
     def __init__(self, config: D2VprConfig) -> None:
         super().__init__(config.regional_dim, config.head_dim, bias=False)
 
-    def forward(self, descriptor: torch.Tensor) -> torch.Tensor:
-        """(batch, head_dim) of descriptors (batch, 14 * aggregator_dim), both float32 and of unit length."""
+    def forward(self, descriptor: torch.Tensor, dim: int | None = None) -> torch.Tensor:
+        """(batch, dim) of descriptors (batch, 14 * aggregator_dim), both float32 and of unit length.
+
+        `dim` keeps the first numbers alone, as many as are given; None: all, which are head_dim.
+        """
         # float32 under autocast too, as the descriptor itself.
         with torch.autocast(descriptor.device.type, enabled=False):
-            return F.normalize(F.linear(descriptor, self.weight.float()), dim=-1)
+            return F.normalize(F.linear(descriptor, self.weight[:dim].float()), dim=-1)
