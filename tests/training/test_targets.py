@@ -1,14 +1,19 @@
 """Targets from the teacher and from the disk; the precision that the teacher settles on."""
 
+import shutil
+
 import pytest
 import torch
 from accelerate import Accelerator
 from made_training import TEACHER, arguments, losses, teacher
 
+from d2vpr_hf import D2VprModel
+from d2vpr_hf.data.training_images import TrainingBatch
 from d2vpr_hf.training.run_folder import RunFolder
 from d2vpr_hf.training.setup import make_images, make_sampler, open_places, open_targets, open_trainee
 from d2vpr_hf.training.targets import LiveTargets, settle_precision
 from d2vpr_hf.training.trainer import train
+from d2vpr_hf.training.whitening import Whitening
 
 DISTILL = {"stage": "distill", "trainable_blocks": -1, "epochs": 1}
 
@@ -97,3 +102,66 @@ def test_only_files_have_a_place_in_the_cache(training_town, tmp_path, taught_by
     assert train(arguments("none", tmp_path / "live", **keys), places=places).steps == 1
     with pytest.raises(ValueError, match="no file"):
         train(arguments("none", tmp_path / "run", **keys, teacher_cache=str(tmp_path / "kept")), places=places)
+
+
+def test_a_teacher_sees_photos_as_they_are_while_the_student_sees_them_augmented(training_town, tmp_path, taught_by):
+    keys = DISTILL | {"teacher": taught_by, "teacher_dtype": "float32", "augmentation": "revisit"}
+    settings = arguments(training_town, tmp_path / "run", **keys, teacher_sees="plain")
+    plain = arguments(training_town, tmp_path / "run", **keys | {"augmentation": "none"})
+    places, trainee = open_places(settings), open_trainee(settings)
+    rows = [3, 8, 21]
+    seen, bare = (
+        TrainingBatch.of([make_images(each, places, trainee.processor)[row, 5] for row in rows])
+        for each in (settings, plain)
+    )
+    assert not torch.equal(seen.pixel_values, bare.pixel_values)
+    targets = open_targets(settings, places, trainee.processor, torch.device("cpu"))
+    kept = open_targets(
+        arguments(training_town, tmp_path / "run", **keys, teacher_sees="plain", teacher_cache=str(tmp_path / "kept")),
+        places,
+        trainee.processor,
+        torch.device("cpu"),
+    )
+    expected = targets.teacher.teach(bare.pixel_values).regional_descriptors
+    assert torch.equal(targets.teach_batch(seen, 1).regional_descriptors, expected)
+    torch.testing.assert_close(kept.teach_batch(seen, 1).regional_descriptors, expected, rtol=2e-3, atol=2e-3)
+    # Known in part: what is missing alone is taught.
+    asked = []
+    teach, kept.teacher.teach = kept.teacher.teach, lambda pixels: asked.append(len(pixels)) or teach(pixels)
+    more = TrainingBatch.of([make_images(settings, places, trainee.processor)[row, 6] for row in [8, 9, 21, 10]])
+    kept.teach_batch(more, 1)
+    kept.teach_batch(more, 1)
+    assert asked == [2]
+
+
+def test_a_whitened_teacher_is_followed_through_a_projection_and_the_same_after_a_stop(training_town, tmp_path):
+    keys = DISTILL | {"teacher": "given", "teacher_whitening": 2, "learning_rate": 1e-2, "save_every": 2, "epochs": 2}
+    whole = train(arguments(training_town, tmp_path / "whole", **keys), teacher=Colours())
+    assert whole.steps == 6
+    found = losses(RunFolder(tmp_path / "whole").records())
+    assert found[-1] < found[0]
+    saved = Whitening.load(RunFolder(tmp_path / "whole").whitening)
+    assert saved.mean.shape == (14, 3)
+    assert saved.dim == 2
+    # What brings the student to the whitened width is no part of the model.
+    assert D2VprModel.from_pretrained(whole.checkpoint).config.aggregator_dim == 48
+    for number in (4, 6):
+        shutil.rmtree(RunFolder(tmp_path / "whole").state_folder(number))
+    again = arguments(training_town, tmp_path / "whole", **keys, resume=True)
+    train(again, teacher=Colours())
+    assert losses(RunFolder(tmp_path / "whole").records()) == pytest.approx(found, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"augmentation": "revisit", "teacher_cache": "kept"}, "teacher_sees to plain"),
+        ({"teacher_whitening": 2, "token_weight": 1.0}, "token_weight is 1.0"),
+        ({"teacher_sees": "plain", "token_weight": 1.0}, "token_weight is 1.0"),
+        ({"teacher_whitening": 1}, "teacher_whitening is 1, but must be at least 2"),
+        ({"teacher_sees": "blurred"}, "augmented or plain"),
+    ],
+)
+def test_keys_of_the_teacher_that_do_not_fit_are_refused(training_town, tmp_path, keys, message):
+    with pytest.raises(ValueError, match=message):
+        arguments(training_town, tmp_path / "run", **DISTILL, **keys)

@@ -77,9 +77,11 @@ def _add_keys(parser: CommandParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..training.arguments import documented_keys
+    from ..training.freed_memory import keep_freed_memory
 
     quieten_transformers()
     _show_log()
+    keep_freed_memory()
     given = {key.name: getattr(options, key.name) for key in documented_keys() if hasattr(options, key.name)}
     if options.config is None and options.stage is None and "resume" in given and "output" in given:
         given = _begun_run(given["output"]) | given
