@@ -14,6 +14,7 @@ from d2vpr_hf import cli
 from d2vpr_hf.cli import main
 from d2vpr_hf.data.coordinates import Positions
 from d2vpr_hf.models.checkpoint import save_checkpoint
+from d2vpr_hf.retrieval.embed import Descriptors
 
 COMMANDS = ["demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "cut", "train", "benchmark"]
 # Two streets 200 m apart with three photos each, 8 m from one another; a degree of latitude is 111 km.
@@ -312,6 +313,51 @@ def test_an_index_of_another_model_is_refused(places, photos, query, tmp_path, t
     other = str(save_checkpoint(tmp_path / "other", D2VprModel(tiny_config), tiny_processor))
     assert "weights" in fails(capsys, "locate", str(query), "--index", str(places), "--model", other)
     assert "weights" in fails(capsys, "index", str(photos), str(places), "--model", other)
+
+
+@pytest.fixture
+def nested(tmp_path, tiny_model, tiny_processor) -> str:
+    """A checkpoint folder of the tiny model with a head of 8 numbers, of which 5 are a descriptor too."""
+    tiny_model.add_head(8, nested_dims=(8, 5))
+    return str(save_checkpoint(tmp_path / "nested", tiny_model, tiny_processor))
+
+
+def test_dim_chooses_the_length_of_a_nested_head(photos, query, nested, tmp_path, capsys):
+    embed = ["embed", str(photos)]
+    assert run_json(capsys, *embed, str(tmp_path / "8"), "--model", nested)["dim"] == 8
+    whole = Descriptors.load(tmp_path / "8").vectors
+    assert run_json(capsys, *embed, str(tmp_path / "5"), "--model", nested, "--dim", "5")["dim"] == 5
+    cut = whole[:, :5] / np.linalg.norm(whole[:, :5], axis=1, keepdims=True)
+    np.testing.assert_allclose(Descriptors.load(tmp_path / "5").vectors, cut, rtol=0, atol=1e-6)
+    # Rows of two lengths don't come together, neither in a folder of descriptors nor in an index.
+    assert "descriptor_dim" in fails(capsys, *embed, str(tmp_path / "8"), "--model", nested, "--dim", "5")
+    places = str(tmp_path / "short_places")
+    index = ["index", str(photos), places, "--model", nested]
+    run_json(capsys, *index, "--dim", "5")
+    assert "descriptors of 5 numbers, but the model gives 8" in fails(capsys, *index)
+    # Who searches in an index need not know its length, and can't get it wrong.
+    evaluate = ["evaluate", "--database", places, "--queries", str(photos), "--model", nested, "--radius-m", "25"]
+    assert run_json(capsys, *evaluate)["settings"]["dim"] == 5
+    assert "descriptors of" in fails(capsys, *evaluate, "--dim", "8")
+    locate = ["locate", str(query), "--index", places, "--out", str(tmp_path / "results")]
+    assert run_json(capsys, *locate)["answers"] == run_json(capsys, *locate, "--dim", "5")["answers"]
+    assert "of 5 numbers" in fails(capsys, *locate, "--dim", "8")
+
+
+def test_a_cache_keeps_the_lengths_of_a_nested_head_apart(photos, nested, tmp_path, capsys):
+    town = ["--database", str(photos), "--queries", str(photos), "--radius-m", "25"]
+    evaluate = ["evaluate", *town, "--model", nested, "--cache", str(tmp_path / "kept")]
+    for dim in (8, 5, 8):
+        assert run_json(capsys, *evaluate, "--dim", str(dim))["settings"]["dim"] == dim
+
+
+def test_dim_names_the_lengths_that_there_are(photos, model, nested, tmp_path, capsys):
+    embed = ["embed", str(photos), str(tmp_path / "out"), "--dim", "4", "--model"]
+    assert "--dim is 4, but the descriptors of" in (complaint := fails(capsys, *embed, nested))
+    assert "may have 8 or 5 numbers" in complaint
+    assert "have 672 numbers and no other choice" in fails(capsys, *embed, model)
+    own = ["embed", str(photos), str(tmp_path / "own"), "--dim", "672", "--model", model]
+    assert run_json(capsys, *own)["dim"] == 672
 
 
 def run_process(*arguments: str, **settings) -> subprocess.CompletedProcess:

@@ -175,6 +175,9 @@ def test_a_converted_model_says_whose_it_is():
     assert card_problems(str(card)) == []
     headed = card_of(D2VprConfig(head_dim=512))
     assert "a learned projection to 512 numbers" in section(headed, "How it was made")
+    nested = section(card_of(D2VprConfig(head_dim=512, nested_dims=(512, 256), descriptor_dim=256)), "How it was made")
+    assert "chooses N among 512 and 256; this checkpoint gives 256 if nothing is chosen" in nested
+    assert "descriptor_dim=N" not in headed.text
     plain = card_of(license="mit")
     assert plain.data.license == "mit"
     assert "The weights: mit," in section(plain, "Licence")

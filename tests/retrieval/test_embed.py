@@ -310,3 +310,13 @@ def test_descriptors_know_their_model(run, model):
     descriptors = run([photo(0)])
     assert descriptors.model_name == "MeanColours"
     assert descriptors.weight_hash == weight_hash(model)
+
+
+def test_the_hash_tells_the_lengths_of_a_nested_head_apart(tmp_path, tiny_model):
+    tiny_model.add_head(8, nested_dims=(8, 5, 3))
+    tiny_model.save_pretrained(tmp_path)
+    hashes = [weight_hash(type(tiny_model).from_pretrained(tmp_path, descriptor_dim=dim)) for dim in (8, 5, 3)]
+    assert len({*hashes}) == 3
+    # At full length it is that of the weights alone, as of a head that isn't nested.
+    tiny_model.config.nested_dims = None
+    assert weight_hash(tiny_model) == hashes[0]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .parsing import UsageError, note, whole_number
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
     from transformers.image_processing_utils import BaseImageProcessor
 
 DEFAULT_MODEL = "d2vpr"
@@ -28,9 +28,16 @@ class Checkpoint:
 
 
 def add_model_options(
-    parser: argparse.ArgumentParser, default: str | None = DEFAULT_MODEL, default_words: str = ""
+    parser: argparse.ArgumentParser,
+    default: str | None = DEFAULT_MODEL,
+    default_words: str = "",
+    *,
+    dim_words: str | None = "the checkpoint's own",
 ) -> None:
-    """`--model` and how to run it; without a default the command chooses one itself, as `default_words` says."""
+    """`--model` and how to run it; without a default the command chooses one itself, as `default_words` says.
+
+    `dim_words` says what `--dim` is where it isn't given; None: the command has no such option.
+    """
     group = parser.add_argument_group("which model, and how to run it")
     group.add_argument(
         "--model",
@@ -38,6 +45,15 @@ def add_model_options(
         default=default,
         help=f"a checkpoint folder or a name on the Hugging Face Hub (default: {default_words or default})",
     )
+    if dim_words is not None:
+        group.add_argument(
+            "--dim",
+            metavar="N",
+            type=whole_number(1),
+            help="numbers in a descriptor, of a checkpoint that was trained to give several (a nested head, "
+            "nested_dims in its config.json), such as 512 or 256: fewer take less memory and time to search, and cost "
+            f"some recall; an index and its queries need the same (default: {dim_words})",
+        )
     group.add_argument(
         "--device",
         metavar="D",
@@ -75,10 +91,14 @@ def embedding_settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(name: str) -> Checkpoint:
+def load_checkpoint(name: str, dim: int | None = None, *, usual_dim: int | None = None) -> Checkpoint:
     """Model and processor by folder or Hub name, with weights checked by name and shape.
 
-    Raises: UsageError if there is no such checkpoint or it holds another kind of model.
+    Args:
+        dim: numbers in a descriptor, as `--dim` has them; None: as many as the checkpoint says.
+        usual_dim: what None means instead where the checkpoint has a nested head of so many, such as an index's.
+
+    Raises: UsageError if there is no such checkpoint, it holds another kind of model or has no such `dim`.
     """
     _check_name(name)
     note(f"loading the model {name} ...")
@@ -98,12 +118,34 @@ def load_checkpoint(name: str) -> Checkpoint:
                 f"{name} holds a model of type {config.model_type}, but place descriptors come from "
                 f"{' or '.join(OUR_MODELS)} alone. Name another checkpoint with --model."
             )
-        return Checkpoint(name, AutoModel.from_pretrained(name).eval(), AutoImageProcessor.from_pretrained(name))
+        model = AutoModel.from_pretrained(name, **_chosen_dim(name, config, dim, usual_dim)).eval()
+        return Checkpoint(name, model, AutoImageProcessor.from_pretrained(name))
     except (OSError, ValueError, RuntimeError, StrictDataclassError, SafetensorError) as error:
         raise UsageError(
             f"the checkpoint {name} can't be opened: {_first_sentence(error)} Give --model a checkpoint folder (one "
             "with config.json and model.safetensors) or a Hub name."
         ) from error
+
+
+def _chosen_dim(name: str, config: "PreTrainedConfig", dim: int | None, usual_dim: int | None) -> dict[str, int]:
+    """The argument of `from_pretrained` that gives descriptors of so many numbers; none where they have as many."""
+    nested = getattr(config, "nested_dims", None) or ()
+    if dim is None and usual_dim in nested:
+        dim = usual_dim
+    if dim in (None, config.descriptor_dim):
+        return {}
+    if dim in nested:
+        return {"descriptor_dim": dim}
+    if nested:
+        raise UsageError(
+            f"--dim is {dim}, but the descriptors of {name} may have {' or '.join(map(str, nested))} numbers. Give one "
+            "of these, or leave --dim out."
+        )
+    raise UsageError(
+        f"--dim is {dim}, but the descriptors of {name} have {config.descriptor_dim} numbers and no other choice: it "
+        "has no nested head. Leave --dim out; `d2vpr reduce`, or `d2vpr train` with nested_dims, makes a checkpoint "
+        "with fewer."
+    )
 
 
 def quieten_transformers() -> None:

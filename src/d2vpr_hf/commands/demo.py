@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     # Both folders are looked at before either is written, so that a refusal leaves nothing behind.
     folder = check_folder(out / "d2vpr-demo")
-    checkpoint = load_checkpoint(options.model or str(write_demo_model(out / "d2vpr")))
+    checkpoint = load_checkpoint(options.model or str(write_demo_model(out / "d2vpr")), options.dim)
     claim_folder(folder)
     notes = [RANDOM_NOTE] if is_demo_model(checkpoint.name) else []
     if options.photos is None:

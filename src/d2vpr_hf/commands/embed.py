@@ -42,7 +42,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    checkpoint = load_checkpoint(options.model)
+    checkpoint = load_checkpoint(options.model, options.dim)
     from ..retrieval.embed import embed_images
 
     descriptors = embed_images(

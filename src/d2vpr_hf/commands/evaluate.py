@@ -101,7 +101,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         "(default: print only)",
     )
     group.add_argument("--json", action="store_true", help="print all results as JSON (default: a table)")
-    add_model_options(parser)
+    add_model_options(parser, dim_words="the index's with one as --database, else the checkpoint's own")
     return parser
 
 
@@ -111,7 +111,9 @@ def run(options: argparse.Namespace) -> int:
     protocol = _protocol(options)
     if protocol.positives is None and not (options.save or options.json):
         raise UsageError("without labels there is no score, and so nothing to print. Add --save DIR or --json.")
-    checkpoint = load_checkpoint(options.model)
+    # Of a folder of photos there is none.
+    usual_dim = getattr(protocol.database, "dim", None)
+    checkpoint = load_checkpoint(options.model, options.dim, usual_dim=usual_dim)
     settings = {
         "ks": options.k,
         "query_method": options.query_method,

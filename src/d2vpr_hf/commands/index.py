@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
 
     # Absolute, so that the pictures of `d2vpr locate` find the photos from any working directory.
     photos = read_photo_folder(Path(options.photos).absolute(), positions=options.positions)
-    checkpoint = load_checkpoint(options.model)
+    checkpoint = load_checkpoint(options.model, options.dim)
     from ..retrieval.index_photos import index_photos
 
     update = index_photos(

@@ -67,7 +67,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     )
     group.add_argument("--regions", action="store_true", help="draw the 13 regions that the model reads, too")
     group.add_argument("--json", action="store_true", help="print the answers as JSON (default: as text)")
-    add_model_options(parser, default=None, default_words="the one that made the index")
+    add_model_options(parser, default=None, default_words="the one that made the index", dim_words="the index's")
     return parser
 
 
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
     paths = _photo_paths(options.photos)
     index = PlaceIndex.load(options.index)
     excluded = _excluded_ids(index.places, options.exclude)
-    checkpoint = load_checkpoint(options.model or index.model_name)
+    checkpoint = load_checkpoint(options.model or index.model_name, options.dim, usual_dim=index.dim)
     from ..retrieval.embed import embed_images
     from ..retrieval.locate import locate
 

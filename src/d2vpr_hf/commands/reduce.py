@@ -37,7 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     group.add_argument("--seed", metavar="N", type=whole_number(0), help="draws them (default: 0)")
     group.add_argument("--renormalise", action="store_true", help="bring the shorter descriptors to length 1")
     group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
-    add_model_options(parser)
+    add_model_options(parser, dim_words=None)
     return parser
 
 

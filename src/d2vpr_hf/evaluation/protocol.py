@@ -14,7 +14,7 @@ import torch
 from .. import __version__
 from ..data.folders import PhotoFolder
 from ..data.images import path_to_text
-from ..retrieval.embed import Descriptors, default_device, embed_images, weight_hash
+from ..retrieval.embed import Descriptors, default_device, descriptor_dim, embed_images, weight_hash
 from ..retrieval.index import PlaceIndex
 from ..retrieval.metric import Metric, metric_of, rows_without_meaning
 from ..retrieval.nearest import nearest_rows
@@ -267,6 +267,12 @@ def _device_of(model: torch.nn.Module) -> torch.device:
 
 def _check_same_weights(index: PlaceIndex, model: torch.nn.Module) -> None:
     if (found := weight_hash(model)) != index.weight_hash:
+        if (dim := descriptor_dim(model)) != index.dim:
+            raise ValueError(
+                f"The index holds descriptors of {index.model_name} of {index.dim} numbers, but the model gives {dim}, "
+                f"and the two can't be compared. Open the model at descriptor_dim={index.dim} (--dim) if it has a "
+                "nested head, or build a new index with `d2vpr index`."
+            )
         raise ValueError(
             f"The index holds descriptors of {index.model_name} (weights {index.weight_hash[:8]}), but the model has "
             f"the weights {found[:8]}, and the two can't be compared. Evaluate with {index.model_name}, or build a new "

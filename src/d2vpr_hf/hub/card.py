@@ -69,6 +69,7 @@ def model_card(
         dim=f"{config.descriptor_dim:,}",
         plain_dim=config.descriptor_dim,
         head_dim=f"{head_dim:,}" if (head_dim := getattr(config, "head_dim", None)) else None,
+        nested_dims=[f"{dim:,}" for dim in getattr(config, "nested_dims", None) or ()],
         unit_length=pca is None or pca["renormalise"],
         cross_image=config.cross_image_encoder,
         notes=[_line(note) for note in notes],

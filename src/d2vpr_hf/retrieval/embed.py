@@ -43,7 +43,7 @@ class Descriptors:
             row number in the input.
         skipped: (path, reason) of every image that has no row.
         model_name: the model's name or path.
-        weight_hash: SHA-256 of its weights.
+        weight_hash: SHA-256 of its weights (see `weight_hash`).
     """
 
     vectors: np.ndarray
@@ -120,7 +120,7 @@ def embed_images(
             "Give paths, or leave folder out."
         )
     name = getattr(model, "name_or_path", "") or type(model).__name__
-    result = Descriptors(np.empty((0, _descriptor_dim(model)), np.float32), [], [], name, weight_hash(model))
+    result = Descriptors(np.empty((0, descriptor_dim(model)), np.float32), [], [], name, weight_hash(model))
     run = _Run(source, model, processor, batch_size, dtype, workers or _default_workers(), strict, progress)
     if folder is None:
         _embed_to_memory(run, result, device)
@@ -133,12 +133,24 @@ def embed_images(
 
 
 def weight_hash(model: torch.nn.Module) -> str:
-    """SHA-256, in hex, over the name, type, shape and bytes of each tensor of the state dict, sorted by name."""
+    """SHA-256, in hex, over the name, type, shape and bytes of each tensor of the state dict, sorted by name.
+
+    Of a nested head that gives fewer numbers than it has, how many goes in too: its descriptors aren't those of the
+    same weights at full length, and whatever tells models apart by this hash keeps them apart.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    head_dim = getattr(getattr(model, "config", None), "head_dim", None)
+    if head_dim is not None and (dim := descriptor_dim(model)) < head_dim:
+        digest.update(f"descriptor_dim {dim}\n".encode())
     return digest.hexdigest()
+
+
+def descriptor_dim(model: torch.nn.Module) -> int:
+    """The model's descriptor length as its config has it; 0 where that says nothing, until a row shows it."""
+    return getattr(getattr(model, "config", None), "descriptor_dim", 0)
 
 
 @dataclass
@@ -319,11 +331,6 @@ def default_device(current: torch.device) -> torch.device:
 
 def _default_workers() -> int:
     return min(16, available_cores())
-
-
-def _descriptor_dim(model: torch.nn.Module) -> int:
-    """The model's descriptor length as its config has it; 0 where that says nothing, until a row shows it."""
-    return getattr(getattr(model, "config", None), "descriptor_dim", 0)
 
 
 def _settings(processor: Callable[..., Any]) -> dict[str, Any]:

@@ -325,6 +325,13 @@ class PlaceIndex:
         """Vectors (rows, dim) of descriptors that can be compared with this index."""
         if isinstance(queries, np.ndarray):
             vectors = queries
+        elif queries.weight_hash != self.weight_hash and queries.vectors.shape[1:] != (self.dim,):
+            raise ValueError(
+                f"This index holds descriptors of {self.model_name} of {self.dim} numbers, but the others have shape "
+                f"{queries.vectors.shape} and come from {queries.model_name}, and the two can't be compared. Embed the "
+                f"photos with {self.model_name} (at descriptor_dim={self.dim} if it has a nested head), or build a new "
+                "index with `d2vpr index`."
+            )
         elif queries.weight_hash != self.weight_hash:
             raise ValueError(
                 f"This index holds descriptors of {self.model_name} (weights {self.weight_hash[:8]}), but the others "

@@ -11,7 +11,7 @@ import numpy as np
 from ..data.coordinates import Positions
 from ..data.folders import PhotoFolder
 from ..data.images import path_to_text
-from .embed import Descriptors, embed_images, weight_hash
+from .embed import Descriptors, descriptor_dim, embed_images, weight_hash
 from .index import PlaceIndex
 from .index_folder import SETTINGS_FILE
 
@@ -103,6 +103,12 @@ def _load_index(places: Path, model: Any) -> PlaceIndex | None:
         return None
     index = PlaceIndex.load(places)
     if (found := weight_hash(model)) != index.weight_hash:
+        if (dim := descriptor_dim(model)) != index.dim:
+            raise ValueError(
+                f"{places} holds an index of {index.model_name} with descriptors of {index.dim} numbers, but the model "
+                f"gives {dim}, and the two can't be mixed. Open the model at descriptor_dim={index.dim} (--dim) if it "
+                "has a nested head, name another folder for the new index, or remove this one."
+            )
         raise ValueError(
             f"{places} holds an index of {index.model_name} (weights {index.weight_hash[:8]}), but the model has the "
             f"weights {found[:8]}, and the two can't be mixed. Name another folder for the new index, or remove this "

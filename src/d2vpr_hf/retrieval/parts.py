@@ -36,7 +36,7 @@ _PART_ROWS = 1024
 _PART_SECONDS = 1.0
 _JOIN_ROWS = 1024
 # What must be equal for rows to stand side by side, and how an error calls it.
-_PROVENANCE = {"weight_hash": "weights", "processor": "processor", "dtype": "dtype"}
+_PROVENANCE = {"weight_hash": "descriptor_dim or weights", "processor": "processor", "dtype": "dtype"}
 
 
 class DescriptorFolder:
