@@ -194,6 +194,21 @@ def own_folders(root: Path) -> list[list[int]]:
     return utm("database", "queries")(root)
 
 
+def place_folders(root: Path) -> list[list[int]]:
+    for name in ("a/0.jpg", "a/deep/1.jpg", "b/2.jpg", "c/3.jpg", "c/4.jpg", "c/5.jpg", "distractors/6.jpg"):
+        write_photo(root / name)
+    # Row 2 is alone in its place, so that it's no query; row 6 shows none of the places.
+    return [[1], [0], [4, 5], [3, 5], [3, 4]]
+
+
+def place_table(root: Path) -> list[list[int]]:
+    rows = ["b.jpg,7", "a.jpg,7", "x/c.jpg,9"]
+    for row in rows:
+        write_photo(root / row.split(",")[0])
+    (root / "metadata.csv").write_text("\n".join(["file_name,place", *rows]) + "\n")
+    return [[1], [0]]
+
+
 _SVOX = [f"images/test/queries_{name}" for name in ("night", "overcast", "rain", "snow", "sun")]
 
 # {protocol: [builder, ...]}: each builds the tree and gives the positives that it must have.
@@ -238,4 +253,5 @@ TREES: dict[str, list[Callable[[Path], list[list[int]] | None]]] = {
     "baidu-mall": [utm()],
     **{record.id: [vprbench] for record in PROTOCOLS if record.id.startswith("vprbench")},
     "folders": [own_folders],
+    "places": [place_folders, place_table],
 }

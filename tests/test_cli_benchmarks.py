@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from d2vpr_hf import make_town
@@ -45,12 +46,62 @@ def test_a_named_benchmark_is_evaluated_compared_and_drawn(checkpoint, benchmark
     assert differences[str(copy)]["recall@1"] == {"difference": 0.0, "interval": [0.0, 0.0]}
 
 
+def test_what_a_model_has_to_beat_stands_beside_it(checkpoint, benchmark, tmp_path, capsys):
+    np.save(tmp_path / "theirs.npy", np.arange(4 * 6, dtype=float).reshape(4, 6))
+    others = ["random", "thumbnail", "tiny_teachers:patch_map@28", f"scores:{tmp_path / 'theirs.npy'}"]
+    arguments = ["evaluate", "folders", str(benchmark), "--model", str(checkpoint), "--k", "1", "--json", "--against"]
+    assert main([*arguments, *others]) == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert list(results) == [str(checkpoint), *others[:3], str(tmp_path / "theirs.npy")]
+    assert len({result["model"]["weight_hash"] for result in results.values()}) == 5
+    assert [result["settings"]["dim"] for result in results.values()] == [672, 672, 256, 48, None]
+    for result in results.values():
+        assert result["recall"]["recall@1"] == result["hits"]["hits@1"] / result["queries_counted"]
+    assert main([*arguments, "tiny_teachers:patch_mop"]) == 2
+    assert "Did you mean patch_map?" in capsys.readouterr().err
+
+
+def test_photos_by_place_with_distractors(checkpoint, benchmark, tmp_path, capsys):
+    for number, path in enumerate(sorted((benchmark / "database").rglob("*.jpg"))):
+        place = tmp_path / "places" / str(number // 2)
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place / f"{number}.jpg")
+    arguments = ["evaluate", "places", str(tmp_path / "places"), "--model", str(checkpoint), "--k", "1"]
+    arguments += ["--distractors", str(benchmark / "queries")]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "of 6" in said
+    assert "mean of 6" in said
+    assert "4 more photos that show the place of no query (distractors: queries)" in said
+    assert main([*arguments, "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results["counts"]["database"] == 10
+    assert 0 < results["mean_average_precision"] <= 1
+    assert len(results["ranking"]) == 6
+    assert main([*arguments, "--against", "thumbnail"]) == 0
+    assert "mAP" in capsys.readouterr().out
+
+
+def test_queries_without_labels_are_left_out_when_told(checkpoint, benchmark, tmp_path, capsys):
+    database, queries = (sorted(path.name for path in (benchmark / side).iterdir()) for side in ("database", "queries"))
+    (tmp_path / "positives.json").write_text(json.dumps(dict.fromkeys(queries[:3], database)))
+    arguments = ["evaluate", "--database", str(benchmark / "database"), "--queries", str(benchmark / "queries")]
+    arguments += ["--positives", str(tmp_path / "positives.json"), "--model", str(checkpoint), "--k", "1"]
+    assert main(arguments) == 0
+    assert "3 of 4" in capsys.readouterr().out
+    assert main([*arguments, "--labelled-only"]) == 0
+    said = capsys.readouterr().out
+    assert "3 of 3" in said
+    assert "queries without positives: 1 (left out)" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["nordland-vg"], "Did you mean nordland-vg-10frames?"),
         (["sped"], "the folder of sped is missing"),
         (["sped", "somewhere", "--radius-m", "25"], "is a named benchmark, which says itself what is right"),
+        (["sped", "somewhere", "--labelled-only"], "is a named benchmark, which says itself what is right"),
         (["--database", "a"], "--queries DIR"),
         (["--database", "a", "--queries", "b"], "say what is right"),
     ],

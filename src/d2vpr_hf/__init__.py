@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     from .evaluation.comparison import compare_models
     from .evaluation.cost import model_cost, time_model
     from .evaluation.peers import open_peer
-    from .evaluation.protocol import benchmark_protocol, dataset_protocol, evaluate_protocol, folder_protocol
+    from .evaluation.protocol import (
+        benchmark_protocol,
+        dataset_protocol,
+        evaluate_protocol,
+        folder_protocol,
+        with_distractors,
+    )
     from .hub.push import push_export, push_metric, push_model
     from .hub.release import write_release
     from .models.convert_original import convert_checkpoint, convert_original_state_dict
@@ -92,6 +98,7 @@ LAZY = {
     "train": "training.trainer",
     "training_loader": "data.training_images",
     "verify_folder": "data.verify",
+    "with_distractors": "evaluation.protocol",
     "write_release": "hub.release",
 }
 
@@ -140,6 +147,7 @@ __all__ = [
     "train",
     "training_loader",
     "verify_folder",
+    "with_distractors",
     "write_release",
 ]
 

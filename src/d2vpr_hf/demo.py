@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from . import D2VprConfig, D2VprImageProcessor, D2VprModel, __version__
 from .data.coordinates import distances_m, positives_within
@@ -20,6 +19,7 @@ from .data.folders import PhotoFolder, read_photo_folder
 from .data.images import open_image, path_to_text, text_to_path
 from .data.made_town import make_town
 from .data.street_weather import CONDITIONS
+from .evaluation.grey_thumbnail import THUMBNAIL_SIDE, thumbnail_descriptors
 from .evaluation.pictures import Match, format_degrees, matches_picture, regions_picture
 from .evaluation.recall import count_positives, hits_at_k
 from .evaluation.reports import Entry, Table, gallery_page, write_atomically, write_picture
@@ -35,7 +35,6 @@ SAME_PLACE_M = 25.0
 KS = (1, 5)
 PAGE_MATCHES = 3
 HELD_OUT_MOST = 40
-THUMBNAIL_SIDE = 16
 # Files by which the demo recognises what it wrote itself; it overwrites nothing else.
 MODEL_MARK, FOLDER_MARK = "made_by_demo.json", ".made_by_d2vpr_demo"
 
@@ -178,19 +177,6 @@ def is_demo_model(folder: str | Path) -> bool:
         return mark["made_by"] == "d2vpr demo" and mark["sha256"] == _digests(Path(folder))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def thumbnail_descriptors(paths: Sequence[Path]) -> np.ndarray:
-    """(photos, 256) float32 grey thumbnails of mean 0 and length 1: what any place descriptor has to beat."""
-    rows = [
-        np.asarray(
-            open_image(path).convert("L").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX), np.float32
-        ).ravel()
-        for path in paths
-    ]
-    pixels = np.stack(rows)
-    pixels -= pixels.mean(axis=1, keepdims=True)
-    return pixels / np.maximum(np.linalg.norm(pixels, axis=1, keepdims=True), 1e-6)
 
 
 def chance_recall(positives: Sequence[np.ndarray], photos: int, ks: Sequence[int]) -> dict[int, float]:

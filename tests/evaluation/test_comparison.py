@@ -44,13 +44,16 @@ def test_one_table_for_people_and_one_file_for_programs(tmp_path):
         {"first": made_evaluation(), "bett|er": made_evaluation(BETTER, dim=10752, image_size=None)}
     )
     markdown = comparison.markdown()
-    assert "| first | 16 | 56x70 | 50.0 | 75.0 | 75.0 |  |" in markdown
-    assert "| bett/er | 10,752 | own | 75.0 | 75.0 | 75.0 | +25.0 (+0.0 to +75.0) |" in markdown
+    assert "| first | 16 | 56x70 | 50.0 | 75.0 | 75.0 | 2 of 4 |  |" in markdown
+    assert "| bett/er | 10,752 | own | 75.0 | 75.0 | 75.0 | 3 of 4 | +25.0 (+0.0 to +75.0) |" in markdown
     assert "The number of photos is not verified (made)." in markdown
     saved = json.loads(comparison.save(tmp_path / "deep").read_text())
     assert saved["baseline"] == "first"
     assert saved["differences"]["bett|er"]["recall@1"]["difference"] == 0.25
     assert saved["results"]["first"]["recall"] == {"recall@1": 0.5, "recall@3": 0.75, "recall@5": 0.75}
+    assert saved["results"]["first"]["hits"] == {"hits@1": 2, "hits@3": 3, "hits@5": 3}
+    assert saved["results"]["first"]["first_hits"] == [1, 1, 3, 0]
+    assert saved["queries"] == ["query0.jpg", "query1.jpg", "query2.jpg", "query3.jpg"]
     assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["comparison.json"]
 
 

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import tiny_teachers
 import torch
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model, ResNetConfig, ResNetModel
@@ -14,6 +15,7 @@ from d2vpr_hf.evaluation.peers import (
     TransformersPeer,
     hub_peer,
     open_peer,
+    random_weights,
     transformers_peer,
 )
 from d2vpr_hf.evaluation.query_methods import query_views
@@ -130,6 +132,52 @@ def test_a_peer_needs_no_weights(tmp_path):
     newer = Remote()
     newer.version = "2"
     assert embed(newer, photos()).weight_hash != found.weight_hash
+
+
+def test_a_network_is_pooled_as_a_teacher_s_map_is_by_gem():
+    peer = open_peer("tiny_teachers:patch_map@28")
+    found = embed(peer, photos())
+    assert found.model_name == "patch-map GeM 28 px"
+    pixels = torch.cat([peer.processor(each, return_tensors="pt")["pixel_values"] for each in photos()])
+    assert pixels.shape == (3, 3, 28, 28)
+    with torch.no_grad():
+        local = tiny_teachers.patch_map().project(pixels).clamp(min=1e-6).double()
+    # The third root of the mean of third powers over the four cells.
+    expected = torch.nn.functional.normalize((local**3).mean(dim=(2, 3)) ** (1 / 3), dim=-1)
+    np.testing.assert_allclose(found.vectors, expected.numpy(), atol=1e-5)
+    assert np.linalg.norm(found.vectors[0] - found.vectors[1]) > 1e-3
+    assert dict(open_peer("tiny_teachers:colours").processor.size) == {"height": 224, "width": 224}
+    assert embed(open_peer("tiny_teachers:colours@28"), photos()).vectors.shape == (3, 3)
+    with pytest.raises(ValueError, match=r"The peer tiny_teachers:colour can't be opened.*Did you mean colours"):
+        open_peer("tiny_teachers:colour")
+    with pytest.raises(ValueError, match="a peer needs the attributes name"):
+        open_peer("tiny_teachers:nothing")
+    with pytest.raises(ValueError, match="is no peer"):
+        open_peer("tiny_teachers:colours@0")
+
+
+def test_the_thumbnail_is_grey_of_mean_0_and_length_1():
+    images = [*photos(), Image.new("RGB", (40, 30), (9, 99, 9))]
+    found = embed(open_peer("thumbnail"), images).vectors
+    assert found.shape == (4, 256)
+    small = np.asarray(images[1].convert("L").resize((16, 16), Image.Resampling.BOX), np.float64).ravel()
+    expected = (small - small.mean()) / np.linalg.norm(small - small.mean())
+    np.testing.assert_allclose(found[1], expected, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+    # One grey has nothing to compare: it is like no other photo, and no comparison stops at it.
+    np.testing.assert_allclose(found[:3] @ found[3], 0, atol=1e-6)
+
+
+def test_random_weights_are_the_same_every_time_and_others_than_the_model_s(tiny_model, tmp_path):
+    before, state = weight_hash(tiny_model), torch.random.get_rng_state()
+    first, again = random_weights(tiny_model), random_weights(tiny_model)
+    assert weight_hash(first) == weight_hash(again) != before
+    assert weight_hash(random_weights(tiny_model, seed=1)) != weight_hash(first)
+    assert weight_hash(tiny_model) == before
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert first.config.to_dict() == tiny_model.config.to_dict()
+    torch.manual_seed(0)
+    assert weight_hash(type(tiny_model)(tiny_model.config)) == weight_hash(first)
 
 
 def test_unknown_and_untrusted_peers_are_refused():

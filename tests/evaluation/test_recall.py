@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from d2vpr_hf.evaluation.recall import hits_at_k, recall_at_k
+from d2vpr_hf.evaluation.recall import average_precision, hits_at_k, recall_at_k
 
 PUBLISHED = Path(__file__).parents[2].parent / "shared" / "data" / "metadata" / "vpr_bench"
 
@@ -16,6 +16,31 @@ def test_recall_of_a_ranking_worked_out_by_hand():
     assert recall_at_k(ranking, positives, (1, 2, 3)) == {1: 1 / 4, 2: 2 / 4, 3: 2 / 4}
     assert recall_at_k(ranking, positives, (3, 1), denominator="with_positives") == {3: 2 / 3, 1: 1 / 3}
     assert hits_at_k(ranking, positives, (1, 2)).tolist() == [[1, 1], [0, 1], [0, 0], [0, 0]]
+
+
+def test_average_precision_worked_out_by_hand():
+    ranking = np.array([[3, 1, 2, 0], [0, 2, 1, 3], [1, 0, 2, -1], [2, 3, 0, 1]])
+    positives = [[3, 2], [1, 2], [3, 1], []]
+    # Query 0: ranks 1 and 3, (1/1 + 2/3) / 2; query 1: ranks 2 and 3, (1/2 + 2/3) / 2; query 2: one at rank 1, the
+    # other isn't ranked, (1 + 0) / 2; query 3 has nothing to find.
+    found = average_precision(ranking, positives)
+    assert found[:3].tolist() == pytest.approx([5 / 6, 7 / 12, 1 / 2])
+    assert np.isnan(found[3])
+
+
+def test_average_precision_is_that_of_the_steps_of_precision_over_recall():
+    random = np.random.default_rng(1)
+    ranking = np.stack([random.permutation(30) for _ in range(40)])
+    positives = [random.choice(30, size=random.integers(1, 6), replace=False) for _ in range(40)]
+    expected = []
+    for row, right in zip(ranking, positives, strict=True):
+        area = 0.0
+        for cut in range(1, 31):
+            gained = (row[cut - 1] in right) / len(right)  # what recall rises by at this cut-off
+            area += gained * len({*row[:cut]} & {*right}) / cut
+        expected.append(area)
+    assert average_precision(ranking, positives).tolist() == pytest.approx(expected)
+    assert 0 < min(expected) < np.mean(expected) < max(expected) <= 1
 
 
 def test_an_index_counts_only_for_its_own_query():

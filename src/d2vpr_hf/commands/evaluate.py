@@ -2,6 +2,9 @@
 
 import argparse
 import json
+import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ from .verify import check_protocol
 
 if TYPE_CHECKING:
     import numpy as np
+    from torch.nn import Module
 
     from ..data.benchmark_records import Count
     from ..evaluation.labels import Protocol
@@ -24,6 +28,8 @@ PAGE_QUERIES = 100
 PAGE_MATCHES = 4
 # The set whose labels are hidden: what counts is the file of its predictions.
 CHALLENGE = "msls-test"
+# What --against takes for scores that somebody else computed.
+SCORES = "scores:"
 # As in evaluation/query_methods.py, which help must not load.
 QUERY_METHODS = ("hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting")
 
@@ -33,9 +39,12 @@ your own.
   d2vpr evaluate msls-val-740 data/msls --model d2vpr --save results
   d2vpr evaluate --database my_photos --queries other_photos --radius-m 25 --save results
   d2vpr evaluate nordland-vg-10frames data/nordland --against d2vpr-512 hf:facebook/dinov2-small
+  d2vpr evaluate places my_places --distractors holiday_photos --against random thumbnail
 
 A query whose place no database photo shows counts as a miss where the protocol says so, and the table says how many
-there are. --against compares models on the same queries: one table, with intervals of the differences."""
+there are. The protocol places takes one subfolder a place: each photo is looked for among all others, and mean average
+precision (mAP) is measured too. --against compares models on the same queries: one table, with intervals of the
+differences."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
@@ -57,6 +66,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     group = parser.add_argument_group("or folders of your own")
     group.add_argument("--database", metavar="DIR", help="photos of known places, or an index of them")
     group.add_argument("--queries", metavar="DIR", help="photos to find")
+    group.add_argument(
+        "--distractors",
+        metavar="DIR",
+        nargs="+",
+        default=[],
+        help="folders of photos that show the place of no query, added to the database (here, or to a benchmark's)",
+    )
     group = parser.add_argument_group("what is right in them (one of the three)")
     choice = group.add_mutually_exclusive_group()
     choice.add_argument(
@@ -76,6 +92,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         help="cut-offs (default: 1 5 10 20 100)",
     )
     group.add_argument(
+        "--labelled-only",
+        action="store_true",
+        help="leave queries without positives out of the count (default: they are misses)",
+    )
+    group.add_argument(
         "--query-method",
         metavar="METHOD",
         default="hard_resize",
@@ -87,8 +108,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         metavar="M",
         nargs="+",
         default=[],
-        help="other models to compare with: checkpoints, hf:NAME for any image model of transformers, or a peer of "
-        "torch.hub, such as boq or megaloc",
+        help="what to compare with: checkpoints; hf:NAME for any image model of transformers; a peer of torch.hub, "
+        "such as megaloc; random (the same model, random weights); thumbnail (16x16 grey pixels); "
+        "module.path:factory[@SIDE] for a network as the trainer's teachers are, pooled by GeM, at SIDE px (default: "
+        "224); scores:FILE.npz#NAME for scores (queries, database) that somebody published",
     )
     group.add_argument(
         "--trust-remote-code", action="store_true", help="let the code that a model of --against brings run here"
@@ -157,13 +180,20 @@ def _list_protocols(options: argparse.Namespace) -> int:
 
 
 def _protocol(options: argparse.Namespace) -> "Protocol":
-    """What the options name: a benchmark in its folder, or two folders of one's own."""
+    """What the options name: a benchmark in its folder, or two folders of one's own; distractors in its database."""
+    from ..evaluation.labels import with_distractors
+
+    protocol = _protocol_alone(options)
+    return with_distractors(protocol, options.distractors) if options.distractors else protocol
+
+
+def _protocol_alone(options: argparse.Namespace) -> "Protocol":
     from ..evaluation.labels import benchmark_protocol, folder_protocol
 
     free = options.database is not None or options.queries is not None
     labels = [options.radius_m is not None, options.positives is not None, options.no_labels]
     if options.protocol is not None:
-        if free or any(labels):
+        if free or any(labels) or options.labelled_only:
             raise UsageError(
                 f"{options.protocol} is a named benchmark, which says itself what is right. Leave --database, "
                 "--queries and what goes with them out, or leave the name out."
@@ -182,6 +212,7 @@ def _protocol(options: argparse.Namespace) -> "Protocol":
         positives=options.positives,
         radius_m=options.radius_m,
         labels=not options.no_labels,
+        labelled_only=options.labelled_only,
     )
 
 
@@ -191,18 +222,18 @@ def _compare(
     """The model first, and those of --against beside it."""
     from ..evaluation.comparison import compare_models
     from ..evaluation.figures_page import comparison_page
-    from ..evaluation.peers import HUB_PEERS, PeerModel, open_peer
+    from ..evaluation.given_scores import read_scores
     from ..evaluation.reports import write_atomically
 
     models = {checkpoint.name: (checkpoint.model, checkpoint.processor)}
+    scores = {}
     for name in options.against:
-        if name.startswith("hf:") or name in HUB_PEERS:
-            peer = open_peer(name, trust_remote_code=options.trust_remote_code)
-            models[name] = (PeerModel(peer), peer.processor)
+        if name.startswith(SCORES):
+            address = name.removeprefix(SCORES)
+            scores[address.partition("#")[2] or address] = read_scores(address)
         else:
-            other = load_checkpoint(name)
-            models[name] = (other.model, other.processor)
-    comparison = compare_models(protocol, models, **settings)
+            models[name] = _opened(name, checkpoint, options.trust_remote_code)
+    comparison = compare_models(protocol, models, scores=scores, **settings)
     for evaluation in comparison.evaluations.values():
         for photos in evaluation.skipped.values():
             report_skipped(photos)
@@ -220,6 +251,22 @@ def _compare(
     return 0
 
 
+def _opened(name: str, checkpoint: Checkpoint, trust_remote_code: bool) -> "tuple[Module, Callable[..., Any]]":
+    """Model and processor of what --against names; a folder of that name comes first."""
+    from ..evaluation.peers import HUB_PEERS, PeerModel, is_network, open_peer, random_weights
+
+    if not Path(name).is_dir():
+        if name == "random":
+            return random_weights(checkpoint.model), checkpoint.processor
+        if name.startswith("hf:") or name in ("thumbnail", *HUB_PEERS) or is_network(name):
+            # A module:factory is looked for here, as `python -c` does.
+            sys.path.insert(0, os.getcwd())  # noqa: PTH109 - as the interpreter has it
+            peer = open_peer(name, trust_remote_code=trust_remote_code)
+            return PeerModel(peer), peer.processor
+    other = load_checkpoint(name)
+    return other.model, other.processor
+
+
 def _say_written(paths: "list[Path]") -> None:
     for path in paths:
         print(f"written: {path}")
@@ -235,13 +282,13 @@ def _table(evaluation: "Evaluation") -> "Table":
         return Table(
             ["", "photos"], [["database", str(counts["database"])], ["queries", str(counts["queries"])]], caption
         )
-    scored = counts["queries"]
-    if evaluation.protocol.denominator == "with_positives":
-        scored -= evaluation.queries_without_positives
     rows = [
-        [f"recall@{k}", f"{100 * share:.1f} %", f"{round(share * scored)} of {scored}"]
+        [f"recall@{k}", f"{100 * share:.1f} %", f"{evaluation.hits[k]} of {evaluation.queries_counted}"]
         for k, share in evaluation.recall.items()
     ]
+    if (precision := evaluation.mean_average_precision) is not None:
+        with_positives = counts["queries"] - evaluation.queries_without_positives
+        rows.append(["mAP", f"{100 * precision:.1f} %", f"mean of {with_positives}"])
     return Table(["", "share", "queries"], rows, caption)
 
 

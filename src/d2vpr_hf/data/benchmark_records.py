@@ -9,6 +9,7 @@ from .layouts_frames import FrameFolders
 from .layouts_gsv import GsvCities
 from .layouts_listed import DbStruct, ImageLists
 from .layouts_msls import MslsTree
+from .layouts_places import PlaceFolders
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,15 @@ class Own:
         )
 
 
-Rule = Within | Frames | Listed | Hidden | SamePlace | Own
+@dataclass(frozen=True)
+class OthersOfPlace:
+    """The other photos of the query's place; the database holds the query too, which is no answer to itself."""
+
+    def __str__(self) -> str:
+        return "the other photos of the query's place (each photo is looked for among all others, itself left out)"
+
+
+Rule = Within | Frames | Listed | Hidden | SamePlace | Own | OthersOfPlace
 
 
 @dataclass(frozen=True)
@@ -463,5 +472,17 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         (TwoFolders(),),
         Own(),
         notes=("Positions come from names, EXIF or nowhere.",),
+    ),
+    BenchmarkRecord(
+        "places",
+        "Photos with a place label of one's own",
+        (PlaceFolders(),),
+        OthersOfPlace(),
+        denominator="with_positives",
+        notes=(
+            "Beside recall@k it has mean average precision: of each query, the mean over its positives of the "
+            "precision at the positive's rank in the whole ranking.",
+            "A photo that is alone in its place is no query, and stays in the database.",
+        ),
     ),
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .benchmark_records import BenchmarkRecord, Frames, Hidden, Own, SamePlace, Within, find_record
+from .benchmark_records import BenchmarkRecord, Frames, Hidden, OthersOfPlace, Own, SamePlace, Within, find_record
 from .coordinates import positives_within
 from .images import path_to_text
 from .layouts import Layout, Reading, Split
@@ -132,6 +132,8 @@ def find_positives(record: BenchmarkRecord, reading: Reading) -> tuple[list[np.n
         return None, str(rule)
     if reading.listed is not None:
         return reading.listed, f"{rule} (as listed in {reading.listed_in.name})"
+    if isinstance(rule, OthersOfPlace):
+        return _others_of_place(database, queries), str(rule)
     if isinstance(rule, Frames):
         if database.frame is None or queries.frame is None:
             raise ValueError(
@@ -166,6 +168,18 @@ def positives_by_frame(database: np.ndarray, queries: np.ndarray, reach: int) ->
     first = np.searchsorted(numbers, queries - reach, side="left")
     last = np.searchsorted(numbers, queries + reach, side="right")
     return [np.sort(order[low:high]) for low, high in zip(first, last, strict=True)]
+
+
+def _others_of_place(database: Split, queries: Split) -> list[np.ndarray]:
+    """For each query the database rows of its place but for its own, ascending."""
+    rows: dict[int, list[int]] = {}
+    for row, place in enumerate(database.details["place"]):
+        rows.setdefault(place, []).append(row)
+    own = {path: row for row, path in enumerate(database.photos.paths)}
+    return [
+        np.array([row for row in rows[place] if row != own[path]], np.int64)
+        for path, place in zip(queries.photos.paths, queries.details["place"], strict=True)
+    ]
 
 
 def write_predictions(

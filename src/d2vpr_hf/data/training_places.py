@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from pandas import Series
 
-_METADATA = ("metadata.csv", "metadata.parquet")
+METADATA = ("metadata.csv", "metadata.parquet")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_training_places(
                 f"cities is {list(cities)}, but {path_to_text(root)} isn't laid out by city, as GSV-Cities is "
                 "(Images/CITY and Dataframes/CITY.csv). Leave cities out, or give GSV-Cities' root."
             )
-        tables = [root / name for name in _METADATA if (root / name).is_file()]
+        tables = [root / name for name in METADATA if (root / name).is_file()]
         return _of_metadata(root, tables[0], place_column) if tables else _of_subfolders(root)
     datasets = sys.modules.get("datasets")  # whoever has a Dataset has loaded it
     if datasets and isinstance(source, datasets.Dataset):
@@ -224,7 +224,7 @@ def _of_subfolders(root: Path) -> TrainingPlaces:
     if not paths or beside:
         found = f"photos beside its subfolders, such as {path_to_text(beside[0])}" if beside else "no photo"
         raise ValueError(
-            f"{where} holds {found}; expected one subfolder a place, or a {' or '.join(_METADATA)} with the columns "
+            f"{where} holds {found}; expected one subfolder a place, or a {' or '.join(METADATA)} with the columns "
             "file_name and place, or GSV-Cities' Images and Dataframes. Arrange the photos in one of these ways."
         )
     if {"database", "queries"} <= {name.split(os.sep, 1)[0] for name in inside}:
@@ -278,12 +278,12 @@ def _place_ids(column: "Series", where: str) -> np.ndarray:
 
 
 def _checked(name: str, places: np.ndarray, names: list[str], opener: Callable[[int], Image.Image]) -> TrainingPlaces:
-    """The set, if one can train with it."""
+    """The set, if a place has two images."""
     _, counts = np.unique(places, return_counts=True)
     if counts.max(initial=0) < 2:
         raise ValueError(
-            f"{name} holds {len(places)} images of {len(counts)} places, none with two images, but training compares "
-            "images of one place. Give photos that share a place, and check the column that tells it."
+            f"{name} holds {len(places)} images of {len(counts)} places, none with two images, but images are compared "
+            "with others of their place. Give photos that share a place, and check the column that tells it."
         )
     return TrainingPlaces(name, places, names, opener)
 

@@ -12,6 +12,7 @@ from .benchmark_records import PROTOCOLS, BenchmarkRecord, find_record
 from .benchmarks import Benchmark, assemble, find_layout
 from .images import path_to_text
 from .layouts import Layout, Reading, TwoFolders
+from .layouts_places import PlaceFolders
 from .verify_checks import (
     Finding,
     check_coordinates,
@@ -172,8 +173,8 @@ def _identified(root: Path, result: Verification) -> Benchmark | None:
     candidates: list[_Candidate] = []
     for record in PROTOCOLS:
         for layout in record.layouts:
-            # Two folders of one's own may be anything; that they are meant has to be said.
-            if isinstance(layout, TwoFolders):
+            # Folders of one's own may be anything; that they are meant has to be said.
+            if isinstance(layout, TwoFolders | PlaceFolders):
                 continue
             if layout not in readings:
                 readings[layout] = _read(layout, root, complaints)

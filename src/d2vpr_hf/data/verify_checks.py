@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .benchmark_records import BenchmarkRecord, Count, Frames, Own, Within
+from .benchmark_records import BenchmarkRecord, Count, Frames, OthersOfPlace, Own, Within
 from .benchmarks import Benchmark, missing_photos, positives_by_frame
 from .coordinates import distances_m, positives_within
 from .images import UnreadableImage, open_image
@@ -97,7 +97,7 @@ def check_names(benchmark: Benchmark) -> Iterator[Finding]:
             "splits the whole path at '@' and reads wrong ones: rename the folder before using it."
         )
         yield Finding("names", text, is_error=False)
-    if isinstance(benchmark.record.rule, Own):
+    if isinstance(benchmark.record.rule, Own | OthersOfPlace):
         return
     usual = (".jpg",) if isinstance(benchmark.layout, UtmFolders) else (".jpg", ".png")
     for side, split in sides(benchmark).items():

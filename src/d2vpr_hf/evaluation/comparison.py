@@ -1,15 +1,18 @@
 """Several models on one protocol: one table, and how sure each difference to the first is."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..retrieval.row_files import replace_file
+from .given_scores import evaluate_scores
 from .intervals import Interval, recall_differences
 from .protocol import DEFAULT_KS, Evaluation, Protocol, evaluate_protocol
 from .query_methods import QueryMethod
@@ -47,15 +50,21 @@ class Comparison:
         """One row a model: what it is, its recall in percent, and its difference to the baseline in points."""
         first = self.evaluations[self.baseline]
         lowest = min(first.recall)
-        header = ["model", "dim", "image", *(f"recall@{k}" for k in first.recall), f"recall@{lowest} to the first"]
+        precise = first.mean_average_precision is not None
+        header = ["model", "dim", "image", *(f"recall@{k}" for k in first.recall), f"hits@{lowest}"]
+        header += [*(["mAP"] if precise else []), f"recall@{lowest} to the first"]
         rows = []
         for name, each in self.evaluations.items():
-            size = each.settings["image_size"]
+            dim, size = each.settings["dim"], each.settings["image_size"]
             image = "own" if not size or None in (size.get("height"), size.get("width")) else "{height}x{width}"
             recalls = [f"{100 * share:.1f}" for share in each.recall.values()]
             difference = _in_points(*self.differences[name][lowest]) if name != self.baseline else ""
-            rows.append([name, f"{each.settings['dim']:,}", image.format(**(size or {})), *recalls, difference])
-        caption = f"{first.protocol.name}: recall in percent; differences in points, with their paired 95 % intervals"
+            made = ["", ""] if dim is None else [f"{dim:,}", image.format(**(size or {}))]
+            row = [name, *made, *recalls, f"{each.hits[lowest]} of {each.queries_counted}"]
+            row += [f"{100 * each.mean_average_precision:.1f}"] if precise else []
+            rows.append([*row, difference])
+        shares = "recall and mAP" if precise else "recall"
+        caption = f"{first.protocol.name}: {shares} in percent; differences in points, with their paired 95 % intervals"
         return Table(header, rows, caption)
 
     def markdown(self) -> str:
@@ -80,7 +89,11 @@ class Comparison:
         return [*lines, *first.protocol.notes]
 
     def to_json(self) -> dict[str, Any]:
-        """Baseline, differences as fractions, and the results of each model without their rankings."""
+        """Baseline, differences as fractions, and the results of each model without their rankings.
+
+        Of each query a result has the rank of its first hit (0 where there is none) and, where the protocol has mean
+        average precision, its average precision (null without positives), in the order of `queries`.
+        """
         return {
             "protocol": self.evaluations[self.baseline].protocol.name,
             "baseline": self.baseline,
@@ -91,10 +104,8 @@ class Comparison:
                 }
                 for name, each in self.differences.items()
             },
-            "results": {
-                name: {key: value for key, value in each.to_json().items() if key != "ranking"}
-                for name, each in self.evaluations.items()
-            },
+            "queries": list(self.evaluations[self.baseline].protocol.queries.names),
+            "results": {name: _result_json(each) for name, each in self.evaluations.items()},
         }
 
     def save(self, folder: str | Path) -> Path:
@@ -111,6 +122,7 @@ def compare_models(
     protocol: Protocol,
     models: Mapping[str, tuple[torch.nn.Module, Callable[..., Any]]],
     *,
+    scores: Mapping[str, np.ndarray] | None = None,
     ks: Sequence[int] = DEFAULT_KS,
     query_method: QueryMethod = "hard_resize",
     cache: str | Path | None = None,
@@ -126,11 +138,13 @@ def compare_models(
         protocol: with labels and photos; an index as its database belongs to one model.
         models: {name: (model, processor)}, the baseline first. Of a peer these are `PeerModel(peer)` and
             `peer.processor`.
+        scores: {name: (queries, database) scores} of others, as `evaluate_scores` takes them; they come last.
         ks, query_method, cache, batch_size, device, dtype, workers, progress: as in `evaluate_protocol`.
 
     Raises: ValueError if there are fewer than two models or no labels; otherwise as `evaluate_protocol`.
     """
-    if len(models) < 2:
+    scores = scores or {}
+    if not models or len(models) + len(scores) < 2:
         raise ValueError(f"{len(models)} model given, but a comparison needs two. Give another, or evaluate it alone.")
     if protocol.positives is None:
         raise ValueError(f"{protocol.name} has no labels ({protocol.rule}), so that there is nothing to compare.")
@@ -148,7 +162,17 @@ def compare_models(
             )
             for name, (model, processor) in models.items()
         }
+        | {name: evaluate_scores(protocol, matrix, name=name, ks=ks) for name, matrix in scores.items()}
     )
+
+
+def _result_json(evaluation: Evaluation) -> dict[str, Any]:
+    result = {key: value for key, value in evaluation.to_json().items() if key != "ranking"}
+    result["first_hits"] = evaluation.first_hits.tolist()
+    if evaluation.average_precisions is not None:
+        precisions = evaluation.average_precisions.tolist()
+        result["average_precisions"] = [None if math.isnan(each) else each for each in precisions]
+    return result
 
 
 def _in_points(difference: float, interval: Interval) -> str:

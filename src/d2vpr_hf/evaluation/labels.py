@@ -1,16 +1,17 @@
 """What is ranked and what counts as right: the protocol of two folders of one's own, and of a named benchmark."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.benchmark_records import PROTOCOLS, BenchmarkRecord, Own
+from ..data.benchmark_records import PROTOCOLS, BenchmarkRecord, OthersOfPlace, Own
 from ..data.benchmarks import Benchmark, open_benchmark
 from ..data.coordinates import Positions, positives_within
 from ..data.folders import PhotoFolder, read_photo_folder
+from ..data.images import path_to_text
 from ..data.positives import read_positives
 from ..retrieval.index import PlaceIndex
 from ..retrieval.index_folder import SETTINGS_FILE
@@ -38,6 +39,8 @@ class Protocol:
         rule: in words, what makes a database photo a positive.
         denominator: whether queries without positives count as misses ("all") or don't count ("with_positives").
         notes: what people must know to judge the figures, one sentence each, such as counts that nobody has verified.
+        own_rows: (queries,) for each query the database row that is the same photo and is left out of its ranking;
+            None where no query is in the database. The whole database is then ranked, for mean average precision.
     """
 
     name: str
@@ -47,6 +50,7 @@ class Protocol:
     rule: str
     denominator: Denominator = "all"
     notes: tuple[str, ...] = ()
+    own_rows: np.ndarray | None = None
 
 
 def folder_protocol(
@@ -56,6 +60,7 @@ def folder_protocol(
     positives: str | Path | Mapping[str, Sequence[str]] | None = None,
     radius_m: float | None = None,
     labels: bool = True,
+    labelled_only: bool = False,
 ) -> Protocol:
     """The protocol of two folders of one's own.
 
@@ -66,13 +71,17 @@ def folder_protocol(
             none.
         radius_m: metres within which a database photo is a positive, inclusive; 25 in the UTM benchmarks.
         labels: False ranks without scoring.
+        labelled_only: leave queries without positives out of the count; otherwise they are misses.
 
-    Returns: a protocol in which queries without positives count as misses.
     Raises: ValueError unless exactly one of the three is chosen, if coordinates are missing that the radius needs, if
         no query has any positive, or as `read_positives`.
     """
     if (positives is not None) + (radius_m is not None) + (not labels) != 1:
         raise ValueError(f"positives is {positives!r:.60}, radius_m {radius_m} and labels {labels}. {_CHOICES}")
+    if labelled_only and not labels:
+        raise ValueError(
+            "labelled_only is True and labels False, but without labels no query counts. Leave one of the two out."
+        )
     database, queries = _opened_database(database), _opened_queries(queries)
     _check_filled(len(database_names(database)), "database")
     _check_filled(len(queries.paths), "query")
@@ -90,7 +99,43 @@ def folder_protocol(
             f"({rule}), so that recall would be 0 whatever the model. Check that the two folders show the same area. "
             f"{_CHOICES}"
         )
-    return Protocol("folders", database, queries, rows, rule)
+    return Protocol("folders", database, queries, rows, rule, "with_positives" if labelled_only else "all")
+
+
+def with_distractors(protocol: Protocol, folders: Sequence[str | Path]) -> Protocol:
+    """The protocol with more photos in its database, which show the place of no query.
+
+    Args:
+        protocol: whose database is photos in a folder.
+        folders: of the further photos; what positions they have doesn't matter.
+
+    Raises: ValueError if the database is an index or a dataset, if a folder holds no photo, or if a photo is in the
+        protocol, or in two of the folders; NotADirectoryError if there is no such folder.
+    """
+    photos = protocol.database
+    if not isinstance(photos, PhotoFolder):
+        raise ValueError(
+            f"The database of {protocol.name} is a {type(photos).__name__}, but distractors are added to a folder of "
+            "photos. Give the folder that it was made of."
+        )
+    paths, names = list(photos.paths), list(photos.names)
+    seen = {path.resolve() for path in [*paths, *protocol.queries.paths]}
+    for folder in folders:
+        more = read_photo_folder(folder)
+        if twice := [path for path in more.paths if path.resolve() in seen]:
+            raise ValueError(
+                f"{path_to_text(folder)} holds {len(twice)} photos that are in {protocol.name} already, such as "
+                f"{path_to_text(twice[0])}, but a distractor shows none of its places. Give a folder without them."
+            )
+        seen |= {path.resolve() for path in more.paths}
+        paths += more.paths
+        names += [f"{path_to_text(more.root.name)}/{name}" for name in more.names]
+    count = len(paths) - len(photos)
+    positions = Positions.concatenate([photos.positions, Positions.unknown(count)])
+    where = ", ".join(path_to_text(Path(folder).name) for folder in folders)
+    note = f"The database holds {count:,} more photos that show the place of no query (distractors: {where})."
+    database = PhotoFolder(photos.root, paths, names, positions)
+    return replace(protocol, database=database, notes=(*protocol.notes, note))
 
 
 def benchmark_protocol(name: str | Benchmark, root: str | Path | None = None) -> Protocol:
@@ -113,7 +158,15 @@ def benchmark_protocol(name: str | Benchmark, root: str | Path | None = None) ->
     if benchmark.left_out:
         notes.append(f"Queries without positives that the protocol leaves out: {len(benchmark.left_out)}.")
     photos = benchmark.database.photos, queries.photos
-    return Protocol(record.id, *photos, benchmark.positives, benchmark.rule, record.denominator, tuple(notes))
+    return Protocol(
+        record.id,
+        *photos,
+        benchmark.positives,
+        benchmark.rule,
+        record.denominator,
+        tuple(notes),
+        _own_rows(record, *photos),
+    )
 
 
 def dataset_protocol(benchmark: "DatasetDict", name: str | None = None) -> Protocol:
@@ -140,7 +193,18 @@ def dataset_protocol(benchmark: "DatasetDict", name: str | None = None) -> Proto
     if record is None:
         return Protocol(name, database, queries, positives, rule)
     notes = tuple(_count_notes(record, len(database), len(queries)))
-    return Protocol(name, database, queries, positives, rule, record.denominator, notes)
+    own_rows = _own_rows(record, database, queries)
+    return Protocol(name, database, queries, positives, rule, record.denominator, notes, own_rows)
+
+
+def _own_rows(
+    record: BenchmarkRecord, database: PhotoFolder | DatasetPhotos, queries: PhotoFolder | DatasetPhotos
+) -> np.ndarray | None:
+    """(queries,) the database row of the query itself; None where the protocol keeps the two apart."""
+    if not isinstance(record.rule, OthersOfPlace):
+        return None
+    row_of = {path: row for row, path in enumerate(database.paths)}
+    return np.array([row_of[path] for path in queries.paths], np.int64)
 
 
 def _check_answerable(positives: list[np.ndarray] | None, name: str, rule: str) -> None:
@@ -154,7 +218,7 @@ def _check_answerable(positives: list[np.ndarray] | None, name: str, rule: str) 
 def _count_notes(record: BenchmarkRecord, database: int, queries: int) -> list[str]:
     """Where the numbers of photos differ from the protocol's, or can't be known to agree with them."""
     notes: list[str] = []
-    if isinstance(record.rule, Own):
+    if isinstance(record.rule, Own | OthersOfPlace):
         return notes
     for side, expected, found in (("database", record.database, database), ("query", record.queries, queries)):
         if expected is None:

@@ -1,4 +1,4 @@
-"""Other people's models in the same runner: a small protocol, any image model of transformers, and torch.hub.
+"""What a model is compared with: a small protocol, models of transformers and torch.hub, networks, random weights.
 
 A peer sees photos prepared by its own processor, in the size it was trained for. What it gives is ranked as it is: by
 inner product where descriptors have length 1, else by distance.
@@ -13,10 +13,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils.generic import ModelOutput
 
+from .grey_thumbnail import ThumbnailPeer
+from .networks import TeacherNetwork, call_factory, is_factory
+
 Pooling = Literal["pooler", "mean"]
+
+NETWORK_SIDE = 224
+GEM_POWER = 3
+RANDOM_SEED = 0
 
 
 class Peer(Protocol):
@@ -114,6 +122,26 @@ class HubPeer(torch.nn.Module):
         return output[0] if isinstance(output, (tuple, list)) else output
 
 
+class NetworkPeer(torch.nn.Module):
+    """A network of any making, as a teacher is: the generalised mean (GeM, power 3) of its map, of length 1.
+
+    Args:
+        network: gives the map.
+        side: pixels of the square that photos are squashed to.
+    """
+
+    def __init__(self, network: TeacherNetwork, side: int = NETWORK_SIDE) -> None:
+        super().__init__()
+        self.name = f"{network.name} GeM {side} px"
+        self.network = network
+        self.processor = SquashProcessor(side, side)
+        self.version = f"GeM {GEM_POWER} {getattr(network, 'version', '')}"
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        local = self.network.feature_map(images).float().clamp(min=1e-6)  # (images, width, rows, columns)
+        return F.normalize(local.pow(GEM_POWER).mean(dim=(2, 3)).pow(1 / GEM_POWER), dim=-1)
+
+
 class SquashProcessor:
     """Squashes photos to one size, or keeps theirs, and normalises them by ImageNet's statistics.
 
@@ -189,18 +217,26 @@ def open_peer(name: str, *, pooling: Pooling = "pooler", trust_remote_code: bool
     """A peer by its name.
 
     Args:
-        name: "hf:NAME" for an image model of transformers (a name on the Hub or a folder), or one of `HUB_PEERS`.
+        name: "hf:NAME" for an image model of transformers (a name on the Hub or a folder); "thumbnail"; one of
+            `HUB_PEERS`; or "module.path:factory" for a function that returns a network as the trainer's teachers are
+            (see `NetworkPeer`), at 224 px or, as "module.path:factory@160", at another size.
         pooling: of a model of transformers (see `TransformersPeer`).
         trust_remote_code: whether code that comes with the model may run here. Every model of torch.hub is such code.
 
-    Raises: ValueError for an unknown name, or a torch.hub model without `trust_remote_code`.
+    Raises: ValueError for an unknown name, a function that can't be found or returns no network, or a torch.hub model
+        without `trust_remote_code`.
     """
     if name.startswith("hf:"):
         return transformers_peer(name.removeprefix("hf:"), pooling=pooling, trust_remote_code=trust_remote_code)
+    if name == "thumbnail":
+        return ThumbnailPeer()
+    if is_network(name):
+        factory, _, side = name.partition("@")
+        return NetworkPeer(call_factory(factory, "peer"), int(side or NETWORK_SIDE))
     if name not in HUB_PEERS:
         raise ValueError(
-            f"{name!r} is no peer. Known are {', '.join(HUB_PEERS)}, and hf:NAME for any image model of transformers, "
-            "such as hf:facebook/dinov2-small."
+            f"{name!r} is no peer. Known are thumbnail, {', '.join(HUB_PEERS)}, hf:NAME for any image model of "
+            "transformers, such as hf:facebook/dinov2-small, and module.path:factory for a network of your own."
         )
     entry = HUB_PEERS[name]
     if not trust_remote_code:
@@ -209,6 +245,29 @@ def open_peer(name: str, *, pooling: Pooling = "pooler", trust_remote_code: bool
             "it, then give trust_remote_code=True (--trust-remote-code)."
         )
     return hub_peer(name, entry)
+
+
+def is_network(name: str) -> bool:
+    """Whether a name has the form "module.path:factory" or "module.path:factory@SIDE"."""
+    factory, at, side = name.partition("@")
+    return is_factory(factory) and (not at or (side.isdecimal() and int(side) > 0))
+
+
+def random_weights(model: PreTrainedModel, seed: int = RANDOM_SEED) -> PreTrainedModel:
+    """A model of the same configuration with random weights, the same ones every time; without a PCA, which is fitted.
+
+    Args:
+        model: of this package; it stays as it is.
+        seed: of the weights.
+    """
+    fields = model.config.to_dict()
+    if fields.get("pca_source") is not None:
+        fields |= {"pca_source": None, "descriptor_dim": None}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        twin = type(model)(type(model.config).from_dict(fields))
+    twin.name_or_path = f"random weights (seed {seed})"
+    return twin.eval()
 
 
 def transformers_peer(name_or_path: str, *, pooling: Pooling = "pooler", trust_remote_code: bool = False) -> Peer:

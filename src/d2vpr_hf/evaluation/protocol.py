@@ -22,7 +22,14 @@ from ..retrieval.reduce import check_pca_source
 from .batch_rule import batch_rule, mixes_images
 from .dataset_photos import DatasetPhotos
 from .descriptor_cache import cache_folder
-from .labels import Protocol, benchmark_protocol, database_names, dataset_protocol, folder_protocol
+from .labels import (
+    Protocol,
+    benchmark_protocol,
+    database_names,
+    dataset_protocol,
+    folder_protocol,
+    with_distractors,
+)
 from .query_methods import QueryMethod, Search, query_views, rank_views
 from .recall import recall_at_k
 from .results import RESULTS_FILE, Evaluation
@@ -39,6 +46,7 @@ __all__ = [
     "dataset_protocol",
     "evaluate_protocol",
     "folder_protocol",
+    "with_distractors",
 ]
 
 logger = logging.getLogger(__name__)
@@ -65,13 +73,15 @@ def evaluate_protocol(
 ) -> Evaluation:
     """Embeds the photos of a protocol, ranks the database for each query, and scores the ranking.
 
+    A query that is a database photo too is never an answer to itself.
+
     Args:
         protocol: from `folder_protocol`, `benchmark_protocol` or `dataset_protocol`. An index as its database must
             come from the same weights.
         model: gives descriptors as `pooler_output`. Where they aren't of length 1 they are ranked by distance.
         processor: the model's image processor.
-        ks: cut-offs of recall@k; the largest is the number of answers kept. A k above the size of the database takes
-            all of it.
+        ks: cut-offs of recall@k; the largest is the number of answers kept, or the whole database where the protocol
+            has mean average precision. A k above the size of the database takes all of it.
         query_method: how a query becomes descriptors (see `query_methods`); the database is always squashed.
         cache: folder in which descriptors are kept from run to run and read instead of being made again (see
             `descriptor_cache`); by default none. With it the vectors stay on the disk, so that a database larger than
@@ -108,12 +118,18 @@ def evaluate_protocol(
         skipped_database = _skipped_in_any([descriptors], database)
         metric = metric_of(descriptors.vectors)
         search = _searching_vectors(_checked_vectors(descriptors, metric), rows, metric)
-    found = [embed(queries, "query", view) for view in views]
+    if protocol.own_rows is not None and isinstance(database, PhotoFolder) and views == [processor]:
+        found = [_taken_from(descriptors, rows, protocol)]
+    else:
+        found = [embed(queries, "query", view) for view in views]
     query_rows, vectors = _common_rows(found, metric)
 
-    ranking = np.full((len(queries.paths), ks[-1]), -1, np.int64)
+    depth = answers_ranked(protocol, ks)
+    ranking = np.full((len(queries.paths), depth), -1, np.int64)
     scores = np.full(ranking.shape, np.nan, np.float32)
-    scores[query_rows], ranking[query_rows] = rank_views(query_method, vectors, ks[-1], metric, search)
+    scores[query_rows], ranking[query_rows] = rank_views(query_method, vectors, depth, metric, search)
+    if protocol.own_rows is not None:
+        scores, ranking = without_own(scores, ranking, protocol.own_rows)
     first = found[0][0]
     return Evaluation(
         protocol=protocol,
@@ -137,10 +153,30 @@ def evaluate_protocol(
             "dim": first.vectors.shape[1],
             "image_size": _image_size(processor),
         },
-        versions={"d2vpr_hf": __version__, "python": platform.python_version()}
-        | {package: version(package) for package in _PACKAGES},
+        versions=package_versions(),
         command=list(sys.argv),
     )
+
+
+def answers_ranked(protocol: Protocol, ks: Sequence[int]) -> int:
+    """How many answers of each query are ranked: the largest k, or the whole database for average precision."""
+    if protocol.own_rows is None:
+        return max(ks)
+    return max(max(ks) + 1, len(database_names(protocol.database)))
+
+
+def without_own(scores: np.ndarray, ranking: np.ndarray, own_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and ranking (queries, answers) without the row of each query itself; what follows it moves up."""
+    own = ranking == own_rows[:, None]
+    scores, ranking = np.where(own, np.nan, scores), np.where(own, -1, ranking)
+    order = np.argsort(own, axis=1, kind="stable")
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ranking, order, axis=1)
+
+
+def package_versions() -> dict[str, str]:
+    """Of this package, of Python, and of what a result depends on."""
+    ours = {"d2vpr_hf": __version__, "python": platform.python_version()}
+    return ours | {package: version(package) for package in _PACKAGES}
 
 
 class _Embedding:
@@ -172,6 +208,18 @@ class _Embedding:
             return descriptors, np.array(descriptors.paths, np.int64)  # images that are no files go by their row
         row_of = {path_to_text(path): row for row, path in enumerate(photos.paths)}
         return descriptors, np.array([row_of[path] for path in descriptors.paths], np.int64)
+
+
+def _taken_from(database: Descriptors, rows: np.ndarray, protocol: Protocol) -> tuple[Descriptors, np.ndarray]:
+    """The queries' descriptors from those of the database that holds them, and which query each belongs to."""
+    place = np.full(len(protocol.database.paths), -1)
+    place[rows] = np.arange(len(rows))
+    found = place[protocol.own_rows]
+    known = np.flatnonzero(found >= 0)
+    lost = {path_to_text(protocol.database.paths[row]) for row in protocol.own_rows[found < 0].tolist()}
+    skipped = [(path, reason) for path, reason in database.skipped if path in lost]
+    vectors, paths = database.vectors[found[known]], [database.paths[row] for row in found[known].tolist()]
+    return Descriptors(vectors, paths, skipped, database.model_name, database.weight_hash), known
 
 
 def _images(photos: PhotoFolder | DatasetPhotos) -> "list[Path] | Dataset":

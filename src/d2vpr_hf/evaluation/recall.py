@@ -68,6 +68,12 @@ def first_hits(ranking: np.ndarray, positives: Sequence[Collection[int]]) -> np.
     Args: see `recall_at_k`.
     Raises: ValueError as `recall_at_k`.
     """
+    hit = _right_answers(ranking, positives)
+    return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0) if hit.shape[1] else np.zeros(len(hit), np.int64)
+
+
+def _right_answers(ranking: np.ndarray, positives: Sequence[Collection[int]]) -> np.ndarray:
+    """(queries, answers) bool: which answers are positives of their query."""
     ranking = np.asarray(ranking)
     if ranking.ndim != 2 or not np.issubdtype(ranking.dtype, np.integer):
         raise ValueError(
@@ -87,8 +93,23 @@ def first_hits(ranking: np.ndarray, positives: Sequence[Collection[int]]) -> np.
     ranked, wanted = labels[: ranking.size].reshape(queries, answers), labels[ranking.size :]
     row = np.arange(queries)
     pairs = np.repeat(row, count_positives(positives)) * len(indices) + wanted
-    hit = np.isin(row[:, None] * len(indices) + ranked, pairs)
-    return np.where(hit.any(axis=1), hit.argmax(axis=1) + 1, 0) if answers else np.zeros(queries, np.int64)
+    return np.isin(row[:, None] * len(indices) + ranked, pairs)
+
+
+def average_precision(ranking: np.ndarray, positives: Sequence[Collection[int]]) -> np.ndarray:
+    """(queries,) float64 average precision of each query in [0, 1]; nan where it has no positive.
+
+    It is the mean over all positives of the precision at the positive's rank, which is 0 for a positive that isn't
+    among the answers. The ranking must hold the whole database to be average precision and no cut of it.
+
+    Args: see `recall_at_k`.
+    Raises: ValueError as `recall_at_k`.
+    """
+    right = _right_answers(ranking, positives)
+    ranks = np.arange(1, right.shape[1] + 1)
+    counts = count_positives(positives).astype(np.float64)
+    sums = (right * np.cumsum(right, axis=1) / ranks).sum(axis=1)
+    return np.divide(sums, counts, out=np.full(len(right), np.nan), where=counts > 0)
 
 
 def count_positives(positives: Sequence[Collection[int]]) -> np.ndarray:

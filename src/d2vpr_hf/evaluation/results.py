@@ -13,7 +13,7 @@ from . import intervals
 from .intervals import Interval, recall_intervals
 from .labels import Protocol
 from .precision import PrecisionRecall, precision_recall
-from .recall import count_positives, first_hits
+from .recall import average_precision, count_positives, first_hits
 
 RESULTS_FILE = "results.json"
 
@@ -86,6 +86,31 @@ class Evaluation:
         return (count_positives(self.protocol.positives) > 0) | (self.protocol.denominator == "all")
 
     @cached_property
+    def hits(self) -> dict[int, int] | None:
+        """{k: counted queries with a positive among their first k answers}; recall is these over `queries_counted`."""
+        if self.recall is None:
+            return None
+        ranks = self.first_hits[self.counted]
+        return {k: int(((ranks > 0) & (ranks <= k)).sum()) for k in self.recall}
+
+    @property
+    def queries_counted(self) -> int | None:
+        """Number of queries that recall is divided by; None without labels."""
+        return None if self.counted is None else int(self.counted.sum())
+
+    @cached_property
+    def average_precisions(self) -> np.ndarray | None:
+        """(queries,) of each query, nan without positives; None where the protocol doesn't rank the whole database."""
+        if self.protocol.own_rows is None or self.protocol.positives is None:
+            return None
+        return average_precision(self.ranking, self.protocol.positives)
+
+    @property
+    def mean_average_precision(self) -> float | None:
+        """Mean over all queries that have a positive, a fraction; None as `average_precisions`."""
+        return None if self.average_precisions is None else float(np.nanmean(self.average_precisions))
+
+    @cached_property
     def intervals(self) -> dict[int, Interval] | None:
         """{k: (low, high)}: 95 % bootstrap intervals of recall; None without labels."""
         return None if self.recall is None else recall_intervals(self.first_hits[self.counted], self.recall)
@@ -107,6 +132,9 @@ class Evaluation:
             "denominator": None if self.recall is None else self.protocol.denominator,
             "primary_metric": None if self.recall is None else f"recall@{min(self.recall)}",
             "recall": None if self.recall is None else {f"recall@{k}": share for k, share in self.recall.items()},
+            "hits": None if self.recall is None else {f"hits@{k}": hits for k, hits in self.hits.items()},
+            "queries_counted": self.queries_counted,
+            "mean_average_precision": self.mean_average_precision,
             "recall_intervals": self._intervals_json(),
             "precision_recall": self._precision_recall_json(),
             "counts": self.counts,
@@ -135,13 +163,16 @@ class Evaluation:
     def markdown(self) -> str:
         """The result as a small table (percent, one decimal), with what the numbers leave out below it."""
         counts, recall = self.counts, self.recall or {}
+        precision = self.mean_average_precision
         header = ["protocol", "model", "database", "queries", *(f"recall@{k}" for k in recall)]
+        header += [] if precision is None else ["mAP"]
         values = [
             self.protocol.name,
             f"{self.model_name} ({self.weight_hash[:8]})",
             f"{counts['database']:,}",
             f"{counts['queries']:,}",
             *(f"{100 * share:.1f}" for share in recall.values()),
+            *([] if precision is None else [f"{100 * precision:.1f}"]),
         ]
         table = [header, ["---"] * len(header), values]
         lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table]
@@ -172,14 +203,17 @@ class Evaluation:
 
     def _query_json(self, query: int) -> dict[str, Any]:
         rows, scores = self.ranking[query, :_SAVED_ANSWERS], self.scores[query, :_SAVED_ANSWERS]
-        positives = self.protocol.positives
-        return {
+        positives, precisions = self.protocol.positives, self.average_precisions
+        found = {
             "query": self.protocol.queries.names[query],
             "positives": None if positives is None else len(positives[query]),
             "first_hit": None if positives is None or not self.first_hits[query] else int(self.first_hits[query]),
             "answers": [self.database_names[row] for row in rows if row >= 0],
             "scores": [float(score) for row, score in zip(rows, scores, strict=True) if row >= 0],
         }
+        if precisions is not None:
+            found["average_precision"] = None if np.isnan(precisions[query]) else float(precisions[query])
+        return found
 
     def _intervals_json(self) -> dict[str, Any] | None:
         if self.recall is None:

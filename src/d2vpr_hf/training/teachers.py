@@ -2,16 +2,13 @@
 
 import difflib
 import hashlib
-import inspect
 import json
 import logging
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import nn
@@ -19,6 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoConfig, Dinov2Model, Dinov2WithRegistersModel
 from transformers.configuration_utils import PreTrainedConfig
 
+from ..evaluation.networks import TeacherNetwork, call_factory, checked_network, is_factory
 from ..models.cricavpr.modeling_cricavpr import CricaVprModel, region_members
 from ..models.d2vpr.aggregator_d2vpr import GeM
 from ..models.d2vpr.modeling_d2vpr import D2VprModel, patch_grid
@@ -32,7 +30,6 @@ TeacherDtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 _PLACE_MODELS = {"cricavpr": CricaVprModel, "d2vpr": D2VprModel}
 _DINOV2_MODELS = {"dinov2": Dinov2Model, "dinov2_with_registers": Dinov2WithRegistersModel}
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _WHAT_WORKS = (
     "A teacher is a checkpoint (folder or Hub name) of CricaVPR, D2-VPR, DINOv2 or DINOv2 with registers, or "
     '"module.path:factory" for a Python callable that returns a TeacherNetwork.'
@@ -52,27 +49,6 @@ class TeacherOutput:
 
     regional_descriptors: torch.Tensor
     patch_tokens: torch.Tensor | None = None
-
-
-@runtime_checkable
-class TeacherNetwork(Protocol):
-    """What "module.path:factory" must return: a network of any making that gives a map of local features.
-
-    Of one that is a `torch.nn.Module`, weights and device are hashed and moved. Of any other the name, and `version` if
-    it has one, stand for its weights.
-
-    Attributes:
-        name: for logs and cards.
-        width: channels of the map.
-    """
-
-    name: str
-    width: int
-
-    def feature_map(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """(images, width, rows, columns) of images (images, 3, height, width): RGB, normalised by ImageNet's statistics
-        as the student's processor does it. The mean of the map is the image's global descriptor.
-        """
 
 
 class PlaceTeacher(nn.Module):
@@ -254,9 +230,10 @@ def open_teacher(
     check_choice("mode", mode, get_args(TeacherMode))
     check_choice("dtype", dtype, get_args(TeacherDtype))
     if not isinstance(name_or_path, str | os.PathLike):
-        network, name, version = _wrap_network(name_or_path, f"The teacher is a {type(name_or_path).__name__}", mode)
-    elif _FACTORY.fullmatch(name := os.fspath(name_or_path)) and not Path(name).exists():
-        network, name, version = _open_network(name, mode)
+        what = f"The teacher is a {type(name_or_path).__name__}"
+        network, name, version = _wrap_network(checked_network(name_or_path, "teacher", what), mode)
+    elif is_factory(name := os.fspath(name_or_path)) and not Path(name).exists():
+        network, name, version = _wrap_network(call_factory(name, "teacher"), mode)
     else:
         network, version = _open_checkpoint(name, mode)
     return Teacher(network, name=name, mode=mode, version_hash=version, dtype=dtype).to(device or "cpu")
@@ -298,29 +275,7 @@ def _open_checkpoint(name: str, mode: TeacherMode) -> tuple[nn.Module, str]:
     raise ValueError(f"{name} holds a model of type {kind}, which can't be opened as a teacher. {_WHAT_WORKS}")
 
 
-def _open_network(path: str, mode: str) -> tuple[nn.Module, str, str]:
-    module, _, attribute = path.partition(":")
-    try:
-        factory = getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"The teacher {path} can't be opened: {error}. Give a module that `python -c 'import {module}'` finds."
-        ) from error
-    except AttributeError as error:
-        names = [name for name, value in vars(import_module(module)).items() if inspect.isroutine(value)]
-        near = difflib.get_close_matches(attribute, names, n=1)
-        meant = f" Did you mean {near[0]}?" if near else " Name a function of that module."
-        raise ValueError(f"The teacher {path} can't be opened: {module} has no {attribute}.{meant}") from error
-    network = factory()
-    return _wrap_network(network, f"{path} returned a {type(network).__name__}", mode)
-
-
-def _wrap_network(network: Any, what: str, mode: str) -> tuple[nn.Module, str, str]:
-    if not isinstance(network, TeacherNetwork) or not isinstance(network.width, int):
-        raise ValueError(
-            f"{what}, but a teacher needs the attributes name (a text) and width (a whole number) and the method "
-            "feature_map (see TeacherNetwork). Add what is missing."
-        )
+def _wrap_network(network: TeacherNetwork, mode: str) -> tuple[nn.Module, str, str]:
     if mode != "batch_independent":
         raise _no_encoder(network.name, mode)
     if isinstance(network, nn.Module):

@@ -16,7 +16,7 @@ class Validation:
     """What one look at the validation sets found.
 
     Attributes:
-        recalls: {protocol: {"recall@1": fraction, ...}}, the deciding set first.
+        recalls: {protocol: {"recall@1": fraction, ...}}, the deciding set first; "mAP" too where the protocol has it.
         skipped: photos that could not be read.
     """
 
@@ -62,5 +62,7 @@ class Validator:
                 progress=False,
             )
             recalls[name] = {f"recall@{k}": share for k, share in evaluation.recall.items()}
+            if evaluation.mean_average_precision is not None:
+                recalls[name]["mAP"] = evaluation.mean_average_precision
             skipped += sum(len(photos) for photos in evaluation.skipped.values())
         return Validation(recalls, skipped)
