@@ -86,6 +86,14 @@ class Evaluation:
         return (count_positives(self.protocol.positives) > 0) | (self.protocol.denominator == "all")
 
     @cached_property
+    def hits(self) -> dict[int, int] | None:
+        """{k: number of queries that count with a right answer among the first k}; None without labels."""
+        if self.recall is None:
+            return None
+        ranks = self.first_hits[self.counted]
+        return {k: int(((ranks > 0) & (ranks <= k)).sum()) for k in self.recall}
+
+    @cached_property
     def intervals(self) -> dict[int, Interval] | None:
         """{k: (low, high)}: 95 % bootstrap intervals of recall; None without labels."""
         return None if self.recall is None else recall_intervals(self.first_hits[self.counted], self.recall)
@@ -107,6 +115,7 @@ class Evaluation:
             "denominator": None if self.recall is None else self.protocol.denominator,
             "primary_metric": None if self.recall is None else f"recall@{min(self.recall)}",
             "recall": None if self.recall is None else {f"recall@{k}": share for k, share in self.recall.items()},
+            "hits": None if self.recall is None else {f"recall@{k}": count for k, count in self.hits.items()},
             "recall_intervals": self._intervals_json(),
             "precision_recall": self._precision_recall_json(),
             "counts": self.counts,
