@@ -2,24 +2,19 @@
 
     python examples/embed_and_search.py
 
-It draws a small town, so that it needs no photos, and uses the checkpoint folder `d2vpr`, which `d2vpr demo` leaves
-in the working directory; without one it draws random weights, whose answers are only to be looked at.
+It draws a small town, so that it needs no photos, and uses the checkpoint folder `d2vpr` of the working directory, or
+else the checkpoint that comes with the package.
 """
 
 from pathlib import Path
 
-import torch
 from transformers import AutoImageProcessor, AutoModel
 
 import d2vpr_hf
 from d2vpr_hf.data.folders import read_photo_folder
 
-if Path("d2vpr").is_dir():
-    model, processor = AutoModel.from_pretrained("d2vpr"), AutoImageProcessor.from_pretrained("d2vpr")
-else:
-    torch.manual_seed(0)
-    model, processor = d2vpr_hf.D2VprModel(d2vpr_hf.D2VprConfig()), d2vpr_hf.D2VprImageProcessor()
-    print("No checkpoint folder d2vpr here: these are answers of random weights.\n")
+checkpoint = "d2vpr" if Path("d2vpr").is_dir() else d2vpr_hf.pretrained_path("d2vpr-small")
+model, processor = AutoModel.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
 
 folder = Path("runs/embed_and_search")
 town = d2vpr_hf.make_town(folder / "town", places=6, views=3, layout="plain", queries=4, easy_queries=0)

@@ -3,8 +3,8 @@
     python examples/evaluate_benchmark.py
 
 The benchmark is a small town that the script draws; any named one (`d2vpr_hf.data.benchmark_records`) runs the same
-way. It uses the checkpoint folder `d2vpr`, which `d2vpr demo` leaves in the working directory; without one it draws
-random weights. The other model is a peer of a few lines: a photo's own thumbnail as its descriptor.
+way. It uses the checkpoint folder `d2vpr` of the working directory, or else the checkpoint that comes with the package.
+The other model is a peer of a few lines: a photo's own thumbnail as its descriptor.
 """
 
 from pathlib import Path
@@ -30,12 +30,8 @@ class Thumbnail:
         return torch.nn.functional.normalize(pixels - pixels.mean(dim=1, keepdim=True), dim=-1)
 
 
-if Path("d2vpr").is_dir():
-    model, processor = AutoModel.from_pretrained("d2vpr"), AutoImageProcessor.from_pretrained("d2vpr")
-else:
-    torch.manual_seed(0)
-    model, processor = d2vpr_hf.D2VprModel(d2vpr_hf.D2VprConfig()), d2vpr_hf.D2VprImageProcessor()
-    print("No checkpoint folder d2vpr here: these are results of random weights.\n")
+checkpoint = "d2vpr" if Path("d2vpr").is_dir() else d2vpr_hf.pretrained_path("d2vpr-small")
+model, processor = AutoModel.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
 
 folder = Path("runs/evaluate_benchmark")
 town = d2vpr_hf.make_town(folder / "town", places=9, views=3, queries=18, easy_queries=0)

@@ -3,8 +3,7 @@
     python examples/push_to_hub.py                    writes what would be pushed, and sends nothing
     python examples/push_to_hub.py me/d2vpr-town      pushes it to that repository, seen by its owner alone
 
-It uses the checkpoint folder `d2vpr`, which `d2vpr demo` leaves in the working directory; without one it draws random
-weights, whose card nobody needs.
+It uses the checkpoint folder `d2vpr` of the working directory, or else the checkpoint that comes with the package.
 """
 
 import sys
@@ -16,10 +15,8 @@ from transformers import AutoImageProcessor, AutoModel
 import d2vpr_hf
 
 folder, repo_id = Path("runs/push_to_hub"), sys.argv[1] if len(sys.argv) > 1 else "me/d2vpr-town"
-if Path("d2vpr").is_dir():
-    processor, model = AutoImageProcessor.from_pretrained("d2vpr"), AutoModel.from_pretrained("d2vpr")
-else:
-    processor, model = d2vpr_hf.D2VprImageProcessor(), d2vpr_hf.D2VprModel(d2vpr_hf.D2VprConfig()).eval()
+checkpoint = "d2vpr" if Path("d2vpr").is_dir() else d2vpr_hf.pretrained_path("d2vpr-small")
+processor, model = AutoImageProcessor.from_pretrained(checkpoint), AutoModel.from_pretrained(checkpoint)
 
 # The card's figures come from evaluations of these very weights; any other is refused.
 town = d2vpr_hf.make_town(folder / "town", places=4, views=3, queries=6, easy_queries=0)

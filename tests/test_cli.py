@@ -131,7 +131,19 @@ def test_a_missing_model_names_the_demo_and_the_option(tmp_path, photos, monkeyp
     assert "'d2vpr'" in message
     assert "d2vpr demo" in message
     assert "--model" in message
+    assert "d2vpr-small" in message
     assert not Path("places").exists()
+
+
+def test_a_checkpoint_of_the_package_goes_by_its_name(tmp_path, photos, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["index", str(photos), "places", "--model", "d2vpr-small"]) == 0
+    # Another command, and another directory, know it again.
+    assert main(["locate", str(next(photos.iterdir())), "--index", "places"]) == 0
+    capsys.readouterr()
+    # A folder of that name is meant before the package's.
+    Path("d2vpr-small").mkdir()
+    assert "without config.json" in fails(capsys, "index", str(photos), "other", "--model", "d2vpr-small")
 
 
 @pytest.mark.parametrize(

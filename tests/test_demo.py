@@ -1,9 +1,12 @@
 import json
+import re
+import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from d2vpr_hf import demo
@@ -20,9 +23,12 @@ from d2vpr_hf.demo import (
     own_split,
     thumbnail_descriptors,
     town_split,
+    untrained_like,
     write_demo_model,
 )
 from d2vpr_hf.models.checkpoint import save_checkpoint
+from d2vpr_hf.pretrained import pretrained_path
+from d2vpr_hf.retrieval.embed import weight_hash
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +56,22 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     assert main(["demo"]) == 0
     out, err = capsys.readouterr()
     first = out.splitlines()[0]
-    assert "random weights" in first
-    assert "never trained" in first
+    assert "this project's own small model" in first
+    assert "isn't the published D²-VPR" in first
+    assert "trained on panoramas and drawn towns" in out
     assert "no evidence about real streets" in out
-    for words in ("condition  queries  right  wrong  recall@1  recall@5", "this model", "grey thumbnail", "chance"):
-        assert words in out
+    assert "trained on no town of this seed" in out
+    assert "condition  queries  right  wrong  recall@1  recall@5" in out
+    rows = ["this model", "random weights", "grey thumbnail of 16x16 pixels", "chance"]
+    assert re.findall(r"^((?!all|day|dusk|night|fog|rain|snow)[a-z].+?)  +\d[\d.]+ %", out, re.MULTILINE) == rows
+    assert re.search(r"points above random weights and -?[\d.]+ points above grey thumbnail", out)
+    assert "were taken at night, in fog, rain or snow." in out
     assert "%|" in err  # progress bars, which stdout must not hold
     assert "%|" not in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["d2vpr", "d2vpr-demo"]
     page = Path("d2vpr-demo/answers.html").read_text(encoding="utf-8")
     assert page.count("<article") == 3
-    assert "never trained" in page
+    assert "no evidence about real streets" in page
     pictures = sorted(path.stem for path in Path("d2vpr-demo/pictures").iterdir())
     assert "regions" in pictures
     assert all(name == "regions" or name.endswith(("-right", "-wrong")) for name in pictures)
@@ -70,7 +81,25 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
 
     model, processor = AutoModel.from_pretrained("d2vpr"), AutoImageProcessor.from_pretrained("d2vpr")
     descriptor = model(**processor(Image.new("RGB", (64, 48)), return_tensors="pt")).pooler_output
-    assert descriptor.shape == (1, 10752)
+    assert descriptor.shape == (1, model.config.descriptor_dim)
+    assert model.dtype == descriptor.dtype == torch.float32
+    assert weight_hash(model) == weight_hash(AutoModel.from_pretrained(pretrained_path()))
+
+
+def test_the_demo_finds_the_places_of_a_town_that_it_never_saw(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["demo", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["queries"], result["judged"]) == (48, 48)
+    assert result["hard_queries"] >= 24
+    recall = {method: each["recall@1"] for method, each in result["recall"].items()}
+    assert recall["this model"] >= 0.8
+    assert recall["this model"] >= recall["random weights"] + 0.25
+    assert recall["this model"] > recall[demo.THUMBNAIL] > recall["chance"]
+    assert result["above"] == {
+        method: pytest.approx(recall["this model"] - recall[method])
+        for method in (demo.RANDOM, demo.THUMBNAIL, "chance")
+    }
 
 
 def test_own_photos_with_a_checkpoint_of_ones_own(town, tmp_path, tiny_model, tiny_processor, capsys):
@@ -111,18 +140,25 @@ def test_one_photo_is_too_few(tmp_path, capsys):
         own_split(tmp_path)
 
 
-def test_the_model_is_the_same_each_time_and_only_its_own_folder_is_replaced(demo_model, tmp_path, monkeypatch):
+def test_the_model_is_the_packages_and_only_the_demos_own_folder_is_replaced(demo_model, tmp_path, monkeypatch):
+    shipped = pretrained_path("d2vpr-small")
     again = write_demo_model(tmp_path / "d2vpr")
-    weights = [(folder / "model.safetensors").read_bytes() for folder in (demo_model, again)]
-    assert weights[0] == weights[1]
+    for folder in (demo_model, again):
+        assert (folder / "model.safetensors").read_bytes() == (shipped / "model.safetensors").read_bytes()
+    assert json.loads((again / demo.MODEL_MARK).read_text())["model"] == "d2vpr-small"
     assert is_demo_model(again)
-    written = (again / "model.safetensors").stat().st_mtime_ns
+    written = (again / "model.safetensors").stat().st_ino
     write_demo_model(again)
-    assert (again / "model.safetensors").stat().st_mtime_ns == written
-    monkeypatch.setattr(demo, "__version__", "99.0")
+    assert (again / "model.safetensors").stat().st_ino == written
+    # What another version of the package ships takes its place.
+    other = tmp_path / "other"
+    shutil.copytree(shipped, other)
+    (other / "README.md").write_text("another card")
+    monkeypatch.setattr(demo, "pretrained_path", lambda name: other)
     write_demo_model(again)
-    assert json.loads((again / demo.MODEL_MARK).read_text())["version"] == "99.0"
-    assert [path.name for path in tmp_path.iterdir()] == ["d2vpr"]
+    assert (again / "README.md").read_text() == "another card"
+    assert is_demo_model(again)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d2vpr", "other"]
 
 
 def test_a_model_that_the_demo_did_not_write_stays(
@@ -137,8 +173,7 @@ def test_a_model_that_the_demo_did_not_write_stays(
     assert not Path("d2vpr-demo").exists()
     # One that the demo wrote and somebody trained on is somebody's, too.
     (tmp_path / "mine").mkdir()
-    for path in demo_model.iterdir():
-        (tmp_path / "mine" / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(demo_model, tmp_path / "mine", dirs_exist_ok=True)
     assert is_demo_model("mine")
     with Path("mine/config.json").open("a") as file:
         file.write("\n")
@@ -162,9 +197,14 @@ def test_a_demo_folder_that_the_demo_did_not_write_stays(tmp_path):
 def test_an_easy_query_set_is_found(town, tmp_path, tiny_model, tiny_processor):
     database, queries = read_photo_folder(town / "database"), read_photo_folder(town / "queries_easy")
     split = demo.Split(database, queries, ["day", "night", "day"])
-    result = locate_split(split, tmp_path, model=tiny_model, processor=tiny_processor, embedding={"progress": False})
-    thumbnail = result.recall[f"grey thumbnail of {demo.THUMBNAIL_SIDE}x{demo.THUMBNAIL_SIDE} pixels"]
-    assert thumbnail == {1: 1.0, 5: 1.0}
+    settings = {"model": tiny_model, "processor": tiny_processor, "embedding": {"progress": False}}
+    result = locate_split(split, tmp_path, untrained=untrained_like(tiny_model), **settings)
+    assert list(result.recall) == ["this model", "random weights", demo.THUMBNAIL, "chance"]
+    assert result.recall[demo.THUMBNAIL] == {1: 1.0, 5: 1.0}
+    assert (result.judged, result.hard_queries) == (3, 1)
+    assert "1 of the 3 queries (33.3 %)" in result.summary()
+    # Compared with itself the model gains nothing.
+    assert locate_split(split, tmp_path / "again", untrained=tiny_model, **settings).above["random weights"] == 0
     assert sum(queries for queries, _, _ in result.conditions.values()) == 3
     assert list(result.conditions) == ["day", "night"]
     right = sum(right for _, right, _ in result.conditions.values())
@@ -172,6 +212,14 @@ def test_an_easy_query_set_is_found(town, tmp_path, tiny_model, tiny_processor):
     table = result.tables()[0]
     assert [row[0] for row in table.rows] == ["day", "night", "all"]
     assert all(int(row[1]) == int(row[2]) + int(row[3]) for row in table.rows)
+
+
+def test_random_weights_are_the_same_each_time_and_leave_the_random_state(tiny_model):
+    state = torch.get_rng_state()
+    first, second = untrained_like(tiny_model), untrained_like(tiny_model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert weight_hash(first) == weight_hash(second) != weight_hash(tiny_model)
+    assert first.config.to_dict() == tiny_model.config.to_dict()
 
 
 def test_thumbnails_tell_photos_apart_and_ignore_brightness(tmp_path):
@@ -212,10 +260,3 @@ def test_photos_that_stand_alone_are_held_out_all_the_same(count):
     held = hold_out(photo_folder([10 + 0.05 * number for number in range(count)]))
     assert len(held) == max(1, min(40, count // 5))
     assert len(set(held.tolist())) == len(held)
-
-
-def test_other_commands_know_the_demos_model():
-    from d2vpr_hf import demo
-    from d2vpr_hf.commands import checkpoints
-
-    assert checkpoints.DEMO_MARK == demo.MODEL_MARK

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .hub.push import push_export, push_metric, push_model
     from .hub.release import write_release
     from .models.convert_original import convert_checkpoint, convert_original_state_dict
+    from .pretrained import pretrained_path
     from .retrieval.embed import Descriptors, embed_images
     from .retrieval.index import PlaceIndex
     from .retrieval.index_photos import index_photos
@@ -86,6 +87,7 @@ LAZY = {
     "open_peer": "evaluation.peers",
     "open_teacher": "training.teachers",
     "panorama_conflicts": "data.panorama_places",
+    "pretrained_path": "pretrained",
     "push_benchmark": "data.export",
     "push_export": "hub.push",
     "push_metric": "hub.push",
@@ -135,6 +137,7 @@ __all__ = [
     "open_peer",
     "open_teacher",
     "panorama_conflicts",
+    "pretrained_path",
     "push_benchmark",
     "push_export",
     "push_metric",

@@ -1,5 +1,6 @@
 """The demo: from photos to places and a page of answers, with nothing but what this package makes."""
 
+import copy
 import hashlib
 import json
 import shutil
@@ -12,18 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
-from . import D2VprConfig, D2VprImageProcessor, D2VprModel, __version__
+from . import __version__
 from .data.coordinates import distances_m, positives_within
 from .data.folders import PhotoFolder, read_photo_folder
 from .data.images import open_image, path_to_text, text_to_path
-from .data.made_town import make_town
+from .data.made_town import HARD_CONDITIONS, make_town
 from .data.street_weather import CONDITIONS
 from .evaluation.grey_thumbnail import THUMBNAIL_SIDE, thumbnail_descriptors
 from .evaluation.pictures import Match, format_degrees, matches_picture, regions_picture
 from .evaluation.recall import count_positives, hits_at_k
 from .evaluation.reports import Entry, Table, gallery_page, write_atomically, write_picture
-from .models.checkpoint import save_checkpoint
+from .pretrained import DEFAULT_PRETRAINED, pretrained_path
 from .retrieval.embed import embed_images
 from .retrieval.index import PlaceIndex
 from .retrieval.index_photos import index_photos
@@ -37,6 +39,8 @@ PAGE_MATCHES = 3
 HELD_OUT_MOST = 40
 # Files by which the demo recognises what it wrote itself; it overwrites nothing else.
 MODEL_MARK, FOLDER_MARK = "made_by_demo.json", ".made_by_d2vpr_demo"
+THIS_MODEL, RANDOM, CHANCE = "this model", "random weights", "chance"
+THUMBNAIL = f"grey thumbnail of {THUMBNAIL_SIDE}x{THUMBNAIL_SIDE} pixels"
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,8 @@ class DemoResult:
     """What the demo found.
 
     Attributes:
-        recall: {method: {k: fraction}} of the model, a grey thumbnail and chance; empty where nobody knows what is
-            right.
+        recall: {method: {k: fraction}} of the model, random weights if asked for, a grey thumbnail and chance; empty
+            where nobody knows what is right.
         conditions: {condition: (queries, right first answers, right among the first five)}, judged queries alone.
         places: photos in the index.
         queries: photos located.
@@ -79,8 +83,38 @@ class DemoResult:
     files: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
+    @property
+    def judged(self) -> int:
+        """Queries whose answers can be judged."""
+        return sum(queries for queries, _, _ in self.conditions.values())
+
+    @property
+    def hard_queries(self) -> int:
+        """Judged queries taken at night, in fog, rain or snow; only a drawn town says so of its own."""
+        return sum(queries for name, (queries, _, _) in self.conditions.items() if name in HARD_CONDITIONS)
+
+    @property
+    def above(self) -> dict[str, float]:
+        """{method: recall@1 of the model minus that of the method, as a fraction}; empty without labels."""
+        return {
+            method: self.recall[THIS_MODEL][1] - recall[1]
+            for method, recall in self.recall.items()
+            if method != THIS_MODEL
+        }
+
+    def summary(self) -> str:
+        """What recall@1 comes to, in a sentence; empty without labels."""
+        if not self.recall:
+            return ""
+        gains = [f"{100 * self.above[method]:.1f} points above {method}" for method in self.above if method != CHANCE]
+        text = f"recall@1 of the model is {_percent(self.recall[THIS_MODEL][1])}: {' and '.join(gains)}."
+        if self.hard_queries:
+            share = f"{self.hard_queries} of the {self.judged} queries ({_percent(self.hard_queries / self.judged)})"
+            text += f" {share} were taken at night, in fog, rain or snow."
+        return text
+
     def tables(self) -> list[Table]:
-        """Right and wrong by condition, and the model against a grey thumbnail and chance; none without labels."""
+        """Right and wrong by condition, and the model against what it has to beat; none without labels."""
         if not self.recall:
             return []
         rows = [
@@ -122,6 +156,9 @@ class DemoResult:
             "recall": {
                 method: {f"recall@{k}": share for k, share in recall.items()} for method, recall in self.recall.items()
             },
+            "above": self.above,
+            "judged": self.judged,
+            "hard_queries": self.hard_queries,
             "conditions": {
                 name or "all": {"queries": queries, "right": right, "right_among_5": among}
                 for name, (queries, right, among) in self.conditions.items()
@@ -136,33 +173,29 @@ class DemoResult:
 
 
 def write_demo_model(folder: str | Path) -> Path:
-    """Writes a full-size model with seeded random weights as a checkpoint folder, and marks it as the demo's own.
+    """Writes the checkpoint that comes with the package into a folder, and marks it as the demo's own.
 
-    A folder that the demo wrote before, unchanged since, is kept if this version wrote it, and replaced otherwise.
+    A folder that the demo wrote before, unchanged since, is kept if it is the same checkpoint, and replaced otherwise.
 
     Raises: FileExistsError if the folder holds anything else.
     """
-    folder = Path(folder)
+    folder, source = Path(folder), pretrained_path(DEFAULT_PRETRAINED)
+    digests = _digests(source)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         if not is_demo_model(folder):
             raise FileExistsError(
                 f"{folder} is there already and the demo didn't write it (or it was changed since), so it stays as it "
                 "is. Run the demo elsewhere with --out DIR, or use that checkpoint with --model."
             )
-        if json.loads((folder / MODEL_MARK).read_text(encoding="utf-8"))["version"] == __version__:
+        if _digests(folder) == digests:
             return folder
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        model = D2VprModel(D2VprConfig()).eval()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
-        draft = save_checkpoint(Path(work) / folder.name, model, D2VprImageProcessor())
-        mark = {
-            "made_by": "d2vpr demo",
-            "version": __version__,
-            "weights": f"random, seed {SEED}, never trained",
-            "sha256": _digests(draft),
-        }
+        draft = Path(work) / folder.name
+        for name in digests:
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, draft / name)
+        mark = {"made_by": "d2vpr demo", "version": __version__, "model": DEFAULT_PRETRAINED, "sha256": digests}
         write_atomically(draft / MODEL_MARK, json.dumps(mark, indent=2) + "\n")
         if folder.exists():
             folder.rename(Path(work) / "before")
@@ -171,12 +204,19 @@ def write_demo_model(folder: str | Path) -> Path:
 
 
 def is_demo_model(folder: str | Path) -> bool:
-    """Whether a folder is the model that the demo writes, with not a byte changed since."""
+    """Whether a folder is a model that the demo wrote, with not a byte changed since."""
     try:
         mark = json.loads((Path(folder) / MODEL_MARK).read_text(encoding="utf-8"))
         return mark["made_by"] == "d2vpr demo" and mark["sha256"] == _digests(Path(folder))
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def untrained_like(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same configuration with seeded random weights: what training has to beat."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return type(model)(copy.deepcopy(model.config)).eval()
 
 
 def chance_recall(positives: Sequence[np.ndarray], photos: int, ks: Sequence[int]) -> dict[int, float]:
@@ -289,6 +329,7 @@ def locate_split(
     *,
     model: Any,
     processor: Any,
+    untrained: Any = None,
     notes: Sequence[str] = (),
     embedding: dict[str, Any] | None = None,
 ) -> DemoResult:
@@ -299,6 +340,7 @@ def locate_split(
         folder: gets `places/` (the index), `pictures/` and `answers.html`.
         model: gives descriptors as `pooler_output`.
         processor: the model's image processor.
+        untrained: a model to compare with, such as `untrained_like` makes it, with the same processor; None for none.
         notes: what the reader of the page must know, one paragraph each.
         embedding: further keywords of `embed_images`.
 
@@ -326,8 +368,15 @@ def locate_split(
     for condition in dict.fromkeys(conditions[row] for row in judged):
         own = hits[[conditions[row] == condition for row in judged]]
         by_condition[condition] = (len(own), *own.sum(axis=0).tolist())
+    paths = [text_to_path(path) for path in index.places["path"]], [queries.paths[row] for row in judged]
+    others: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    if len(judged):
+        if untrained is not None:
+            settings = embedding | {"model": untrained, "processor": processor}
+            others[RANDOM] = tuple(embed_images(each, **settings).vectors for each in paths)
+        others[THUMBNAIL] = tuple(thumbnail_descriptors(each) for each in paths)
     result = DemoResult(
-        recall=_recall_of_methods(hits, positives, queries, judged, index),
+        recall=_recall_of_methods(hits, positives, others, len(index)),
         conditions=by_condition,
         places=len(index),
         queries=len(queries.paths),
@@ -372,22 +421,25 @@ def _ranking(answers: Sequence[Answer], index: PlaceIndex) -> np.ndarray:
 
 
 def _recall_of_methods(
-    hits: np.ndarray, positives: Sequence[np.ndarray], queries: PhotoFolder, judged: np.ndarray, index: PlaceIndex
+    hits: np.ndarray, positives: Sequence[np.ndarray], others: dict[str, tuple[np.ndarray, np.ndarray]], photos: int
 ) -> dict[str, dict[int, float]]:
-    """Recall of the model, and what it has to beat on the same photos: a grey thumbnail, and chance."""
-    if not len(judged):
+    """Recall of the model, and of what it has to beat on the same photos; empty if no query can be judged.
+
+    Args:
+        hits: (judged, 2) of the model.
+        positives: of each judged query, rows of the database.
+        others: {method: descriptors of the database, of the judged queries}.
+        photos: in the database.
+    """
+    if not len(hits):
         return {}
-    database = thumbnail_descriptors([text_to_path(path) for path in index.places["path"]])
-    own = thumbnail_descriptors([queries.paths[row] for row in judged])
-    nearest = np.argsort(-(own @ database.T), axis=1, kind="stable")[:, : max(KS)]
-    nearest = np.pad(nearest, ((0, 0), (0, max(KS) - nearest.shape[1])), constant_values=-1)
-    return {
-        "this model": dict(zip(KS, hits.mean(axis=0).tolist(), strict=True)),
-        f"grey thumbnail of {THUMBNAIL_SIDE}x{THUMBNAIL_SIDE} pixels": dict(
-            zip(KS, hits_at_k(nearest, positives, KS).mean(axis=0).tolist(), strict=True)
-        ),
-        "chance": chance_recall(positives, len(index), KS),
-    }
+    found = {THIS_MODEL: hits}
+    for method, (database, queries) in others.items():
+        nearest = np.argsort(-(queries @ database.T), axis=1, kind="stable")[:, : max(KS)]
+        nearest = np.pad(nearest, ((0, 0), (0, max(KS) - nearest.shape[1])), constant_values=-1)
+        found[method] = hits_at_k(nearest, positives, KS)
+    recall = {method: dict(zip(KS, each.mean(axis=0).tolist(), strict=True)) for method, each in found.items()}
+    return recall | {CHANCE: chance_recall(positives, photos, KS)}
 
 
 def _entries(

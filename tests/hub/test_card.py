@@ -11,9 +11,10 @@ from loopback_hub import card_problems
 from made_evaluation import made_evaluation
 
 from d2vpr_hf import D2VprConfig, D2VprImageProcessor, D2VprModel, write_release
+from d2vpr_hf.evaluation.comparison import Comparison
 from d2vpr_hf.hub import carried_files
 from d2vpr_hf.hub.card import model_card
-from d2vpr_hf.hub.records import read_evaluations, read_training
+from d2vpr_hf.hub.records import read_about, read_comparisons, read_evaluations, read_training
 from d2vpr_hf.retrieval.embed import weight_hash
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,44 @@ TRAINING = {
             "best": None,
         },
     ]
+}
+COMPARISON = {
+    "name": "corridor",
+    "measure": "recall@1",
+    "rule": "within 4 frames",
+    "counts": {"database": 111, "queries": 111},
+    "model": {"name": "d2vpr-small", "weight_hash": "a" * 64},
+    "command": "d2vpr evaluate",
+    "remarks": ["One remark."],
+    "rows": [
+        {"method": "d2vpr-small", "value": 78 / 111, "hits": 78, "of": 111, "interval": [0.6126, 0.7838]},
+        {
+            "method": "grey|thumbnail",
+            "value": 30 / 111,
+            "hits": 30,
+            "of": 111,
+            "difference": 48 / 111,
+            "difference_interval": [0.3333, 0.5321],
+        },
+        {"method": "NetVLAD", "value": 0.676, "source": "published"},
+    ],
+}
+ABOUT = {
+    "not_this": ["It is not\nthe published one."],
+    "data_sources": [
+        {
+            "name": "a/b",
+            "terms": "CC-BY-4.0",
+            "files": 1234,
+            "files_sha256": "e" * 64,
+            "url": "https://example.org/a",
+            "use": "training",
+        },
+        {"name": "drawn towns", "terms": "none"},
+    ],
+    "credits": ["Somebody, CC-BY-4.0: a.jpg"],
+    "teacher": {"name": "MobileNetV2", "terms": "Apache-2.0"},
+    "retrain": {"command": "accelerate launch train.py", "seeds": [0, 1], "commit": "abc", "steps": ["Then wait."]},
 }
 PCA = {
     "name": "pitts30k/images/train",
@@ -219,7 +258,7 @@ def test_text_of_records_stays_within_its_line():
         protocol=dataclasses.replace(evaluation.protocol, name="a|b", rule="one\n# two", notes=("x\n\n## y",)),
     )
     card = card_of(results=evaluations(evil), notes=["These weights\nare random."])
-    assert "| a\\|b | 6 | 4 | 50.0 | 75.0 |" in card.text
+    assert "| a\\|b | 6 | 4 | 50.0 (2) | 75.0 (3) |" in card.text
     assert "Positives: one # two." in card.text
     assert "\n**These weights are random.**\n" in card.text
     headings = re.findall(r"^#+ .*$", re.sub(r"```.*?```", "", card.text, flags=re.DOTALL), re.MULTILINE)
@@ -262,20 +301,85 @@ def test_wheels_carry_the_template_and_the_metric():
 def made_again(folder, work):
     """The card of a released folder, made anew of what the folder holds."""
     written = (folder / "README.md").read_text(encoding="utf-8")
-    repo_id = re.search(r'from_pretrained\("([^"]+)"', written)[1]
+    repo_id = re.search(r'(?:from_pretrained|pretrained_path)\("([^"]+)"', written)[1]
     notes = re.findall(r"^\*\*(.+)\*\*$", written[: written.index("## How to use it")], re.MULTILINE)
     results = sorted(path for path in (folder / "evaluations").iterdir() if path.name != "cost.json")
     model, processor = D2VprModel.from_pretrained(folder), D2VprImageProcessor.from_pretrained(folder)
     license = ModelCard.load(folder / "README.md").data.license
-    release = write_release(work, model, processor, repo_id, evaluations=results, license=license, notes=notes)
+    records = {"evaluations": results, "comparisons": sorted((folder / "comparisons").glob("*.json"))}
+    release = write_release(work, model, processor, repo_id, **records, license=license, notes=notes)
     return (release / "README.md").read_text(encoding="utf-8")
 
 
 def test_a_card_is_made_again_of_its_own_records(tmp_path, tiny_model, tiny_processor):
     evaluation = dataclasses.replace(made_evaluation(), weight_hash=weight_hash(tiny_model))
-    options = {"evaluations": [evaluation], "training": TRAINING, "license": "mit", "notes": ["A note."]}
-    folder = write_release(tmp_path / "release", tiny_model, tiny_processor, "me/tiny", **options)
-    assert made_again(folder, tmp_path / "again") == (folder / "README.md").read_text(encoding="utf-8")
+    comparison = COMPARISON | {"model": {"name": "tiny", "weight_hash": weight_hash(tiny_model)}}
+    options = {"evaluations": [evaluation], "comparisons": [comparison], "training": TRAINING, "about": ABOUT}
+    options |= {"license": "mit", "notes": ["A note."]}
+    for name in ("me/tiny", "tiny"):
+        folder = write_release(tmp_path / name / "release", tiny_model, tiny_processor, name, **options)
+        again = made_again(folder, tmp_path / name / "again")
+        assert again == (folder / "README.md").read_text(encoding="utf-8")
+        assert "## What it is not" in again
+
+
+def test_a_comparison_is_a_table_of_methods():
+    tables = read_comparisons([COMPARISON], "a" * 64)
+    card = card_of(results={}, comparisons=tables)
+    shown = section(card, "Results")
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    assert rows == [
+        "| method | recall@1 | hits | interval | model minus it (interval) | source |",
+        "|---|---|---|---|---|---|",
+        "| d2vpr-small | 70.3 | 78 of 111 | 61.3 to 78.4 |  |  |",
+        "| grey\\|thumbnail | 27.0 | 30 of 111 |  | +43.2 (+33.3 to +53.2) |  |",
+        "| NetVLAD | 67.6 |  |  |  | published |",
+    ]
+    assert "**corridor** ([comparisons/corridor.json](comparisons/corridor.json)): 111 database, 111 queries." in shown
+    assert "Positives: within 4 frames. One remark. Measured by `d2vpr evaluate`." in shown
+    assert "No evaluation" not in shown
+    # A measure that has no hits has no such column.
+    rows = [{"method": "d2vpr-small", "value": 0.5}]
+    plain = COMPARISON | {"measure": "mean average precision", "rows": rows}
+    shown = section(card_of(results={}, comparisons=read_comparisons([plain], "a" * 64)), "Results")
+    assert "| method | mean average precision |\n|---|---|\n| d2vpr-small | 50.0 |" in shown
+
+
+def test_a_comparison_of_evaluations_is_taken_too():
+    right, wrong = [[0, 1, 2, 3, 4]] * 4, [[5, 4, 3, 2, 1]] * 4
+    comparison = Comparison({"ours": made_evaluation(right), "theirs": made_evaluation(wrong)}).to_json()
+    (table,) = read_comparisons([comparison], "a" * 64).values()
+    assert [(row["method"], row["value"], row["hits"], row["of"]) for row in table["rows"]] == [
+        ("ours", 0.25, 1, 4),
+        ("theirs", 0.0, 0, 4),
+    ]
+    # It says by how much the model is better; the evaluation, by how much the other one is.
+    assert table["rows"][1]["difference"] == 0.25 == -comparison["differences"]["theirs"]["recall@1"]["difference"]
+    low, high = table["rows"][1]["difference_interval"]
+    assert low <= 0.25 <= high
+    assert low < high
+
+
+def test_what_is_said_besides_figures_is_on_the_card():
+    card = card_of(about=read_about(ABOUT))
+    assert "- It is not the published one." in section(card, "What it is not")
+    data = section(card, "Data")
+    assert f"| [a/b](https://example.org/a) | training | 1,234 | CC-BY-4.0 | `{'e' * 64}` |" in data
+    assert "| drawn towns |  |  | none |  |" in data
+    assert "Credits:\n\n- Somebody, CC-BY-4.0: a.jpg" in data
+    made = section(card, "How it was made")
+    assert "**Teacher**: MobileNetV2. Terms of its weights: Apache-2.0." in made
+    assert "(commit `abc`, seeds 0, 1):\n\n```\naccelerate launch train.py\n```\n- Then wait." in made
+    assert "## Data" not in card_of().text
+    assert "What it is not" not in card_of().text
+    assert "seeds 0)" in card_of(about={"retrain": {"command": "x", "seeds": 0}}).text
+
+
+def test_a_shipped_card_says_how_the_package_opens_it():
+    card = model_card("d2vpr-small", D2VprConfig(), cost=COST, evaluations={})
+    assert 'd2vpr_hf.pretrained_path("d2vpr-small")' in section(card, "How to use it")
+    assert 'from_pretrained("d2vpr-small")' not in card.text
+    assert "pretrained_path" not in card_of().text
 
 
 def test_shipped_cards_are_those_of_shipped_checkpoints(tmp_path):

@@ -62,7 +62,7 @@ def test_a_dry_run_writes_and_shows_and_sends_nothing(hub, checkpoint, capsys, m
     out, err = capsys.readouterr()
     card = (checkpoint.parent / "d2vpr-push" / "README.md").read_text()
     assert out == card + "\n"
-    assert "| made | 6 | 4 | 50.0 | 75.0 |" in card
+    assert "| made | 6 | 4 | 50.0 (2) | 75.0 (3) |" in card
     assert "nothing was sent. d2vpr-push holds what would be: README.md, " in err
     assert main(["push", "d2vpr", "me/tiny", "--license", "mit", "--json", "--dry-run", "there"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -140,9 +140,3 @@ def test_what_is_wrong_is_said_in_one_paragraph(hub, checkpoint, capsys, words, 
     assert said in err
     assert "Traceback" not in err
     assert hub.stored == {}
-
-
-def test_random_weights_are_called_so(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr("d2vpr_hf.demo.is_demo_model", lambda folder: folder == "d2vpr")
-    assert main(["push", "d2vpr", "me/tiny", "--dry-run"]) == 0
-    assert "\n**These weights are random (seed 0) and were never trained." in capsys.readouterr().out

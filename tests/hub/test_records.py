@@ -6,7 +6,7 @@ import json
 import pytest
 from made_evaluation import made_evaluation
 
-from d2vpr_hf.hub.records import read_evaluations, read_training, without_folders
+from d2vpr_hf.hub.records import read_about, read_comparisons, read_evaluations, read_training, without_folders
 
 WEIGHTS = "a" * 64
 
@@ -93,3 +93,37 @@ def test_a_training_record_has_stages_and_no_folders(tmp_path):
 )
 def test_only_paths_from_a_root_are_cut(text, kept):
     assert without_folders({"a": [text]}) == {"a": [kept]}
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "said"),
+    [
+        (read_about, {"teachers": []}, "has unknown teachers. It must have nothing and may have not_this"),
+        (read_about, {"not_this": "no"}, "not_this is a str, but it must be a list"),
+        (read_about, {"credits": [3]}, "credits, entry 1 is 3, but it must be a sentence"),
+        (read_about, {"data_sources": [{"name": "a"}]}, "data_sources, entry 1 lacks terms"),
+        (read_about, {"teacher": {"name": "a", "terms": "b", "c": 1}}, "teacher, entry 1 has unknown c"),
+        (read_about, {"retrain": "train"}, "retrain, entry 1 is a str, but it must be an object"),
+    ],
+)
+def test_what_is_said_of_a_checkpoint_has_known_fields(read, content, said):
+    with pytest.raises(ValueError, match=said):
+        read(content)
+
+
+def test_a_comparison_has_known_fields_and_is_of_this_model(tmp_path):
+    whole = {"name": "a/b", "measure": "m", "rule": "r", "counts": {}, "rows": [{"method": "x", "value": 0.5}]}
+    whole["model"] = {"weight_hash": WEIGHTS}
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(whole | {"command": "d2vpr evaluate --database=/data/private/photos"}))
+    found = read_comparisons([whole, path], WEIGHTS)
+    assert list(found) == ["a-b.json", "a-b-2.json"]
+    assert found["a-b-2.json"]["command"] == "d2vpr evaluate --database=photos"
+    for change, said in (
+        ({"model": {"weight_hash": "b" * 64}}, "of the weights bbbbbbbb, but"),
+        ({"rows": [{"method": "x"}]}, "comparison 1, row 1 lacks value"),
+        ({"rows": 3}, "rows is a int, but it must be a list"),
+        ({"query": 1}, "has unknown query"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            read_comparisons([whole | change], WEIGHTS)

@@ -1,9 +1,12 @@
 """A checkpoint folder is written whole, and over nothing."""
 
 import pytest
-from transformers import AutoImageProcessor
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoModel
 
-from d2vpr_hf.models.checkpoint import save_checkpoint
+from d2vpr_hf.models.checkpoint import round_to_float16, save_checkpoint
+from d2vpr_hf.retrieval.embed import weight_hash
 
 
 def test_a_folder_holds_all_that_loading_needs(tmp_path, tiny_model, tiny_processor):
@@ -50,3 +53,33 @@ def test_a_model_saved_alone_prepares_images_too(tmp_path, tiny_model, tiny_proc
     tiny_processor.save_pretrained(tmp_path / "both")
     tiny_model.save_pretrained(tmp_path / "both")
     assert AutoImageProcessor.from_pretrained(tmp_path / "both").size == {"height": 56, "width": 56}
+
+
+def test_weights_that_are_float16_numbers_take_half_the_space_and_load_as_float32(tmp_path, tiny_model, tiny_processor):
+    full = save_checkpoint(tmp_path / "full", tiny_model, tiny_processor) / "model.safetensors"
+    assert {tensor.dtype for tensor in load_file(full).values()} == {torch.float32, torch.int64}
+    round_to_float16(tiny_model)
+    folder = save_checkpoint(tmp_path / "half", tiny_model, tiny_processor)
+    stored = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16, torch.int64}
+    assert (folder / "model.safetensors").stat().st_size < 0.6 * full.stat().st_size
+    loaded = AutoModel.from_pretrained(folder)
+    assert loaded.dtype == torch.float32
+    assert weight_hash(loaded) == weight_hash(tiny_model)
+    # Half a unit in the last place of float16, at most.
+    before, after = load_file(full), loaded.state_dict()
+    assert all(torch.allclose(after[name], before[name], rtol=2**-11, atol=2**-25) for name in before)
+    # One number that float16 lacks, and the file has float32 again.
+    with torch.no_grad():
+        next(loaded.parameters()).view(-1)[0] = 1 + 2**-12
+    again = save_checkpoint(tmp_path / "again", loaded, tiny_processor)
+    assert weight_hash(AutoModel.from_pretrained(again)) == weight_hash(loaded) != weight_hash(tiny_model)
+
+
+def test_numbers_too_large_for_float16_are_refused(tiny_model):
+    with torch.no_grad():
+        tiny_model.recovery.norm.bias[3] = 1e5
+    before = weight_hash(tiny_model)
+    with pytest.raises(ValueError, match=r"recovery\.norm\.bias .* Keep its weights in float32"):
+        round_to_float16(tiny_model)
+    assert weight_hash(tiny_model) == before

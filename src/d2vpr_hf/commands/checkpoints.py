@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "d2vpr"
 OUR_MODELS = ("d2vpr", "cricavpr")
-# As in demo.py, which would load all that a demo needs.
-DEMO_MARK = "made_by_demo.json"
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,8 @@ def add_model_options(
         "--model",
         metavar="M",
         default=default,
-        help=f"a checkpoint folder or a name on the Hugging Face Hub (default: {default_words or default})",
+        help="a checkpoint folder, a name on the Hugging Face Hub, or d2vpr-small, which comes with the package "
+        f"(default: {default_words or default})",
     )
     if dim_words is not None:
         group.add_argument(
@@ -92,7 +91,7 @@ def embedding_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_checkpoint(name: str, dim: int | None = None, *, usual_dim: int | None = None) -> Checkpoint:
-    """Model and processor by folder or Hub name, with weights checked by name and shape.
+    """Model and processor by folder, Hub name or name in the package, with weights checked by name and shape.
 
     Args:
         dim: numbers in a descriptor, as `--dim` has them; None: as many as the checkpoint says.
@@ -100,10 +99,8 @@ def load_checkpoint(name: str, dim: int | None = None, *, usual_dim: int | None 
 
     Raises: UsageError if there is no such checkpoint, it holds another kind of model or has no such `dim`.
     """
-    _check_name(name)
+    where = _checked_place(name)
     note(f"loading the model {name} ...")
-    if (Path(name) / DEMO_MARK).is_file():
-        note("note: these are the demo's random weights, never trained; what they find says nothing about D²-VPR.")
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoImageProcessor, AutoModel
@@ -112,14 +109,14 @@ def load_checkpoint(name: str, dim: int | None = None, *, usual_dim: int | None 
 
     quieten_transformers()
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(where)
         if config.model_type not in OUR_MODELS:
             raise UsageError(
                 f"{name} holds a model of type {config.model_type}, but place descriptors come from "
                 f"{' or '.join(OUR_MODELS)} alone. Name another checkpoint with --model."
             )
-        model = AutoModel.from_pretrained(name, **_chosen_dim(name, config, dim, usual_dim)).eval()
-        return Checkpoint(name, model, AutoImageProcessor.from_pretrained(name))
+        model = AutoModel.from_pretrained(where, **_chosen_dim(name, config, dim, usual_dim)).eval()
+        return Checkpoint(name, model, AutoImageProcessor.from_pretrained(where))
     except (OSError, ValueError, RuntimeError, StrictDataclassError, SafetensorError) as error:
         raise UsageError(
             f"the checkpoint {name} can't be opened: {_first_sentence(error)} Give --model a checkpoint folder (one "
@@ -156,8 +153,11 @@ def quieten_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def _check_name(name: str) -> None:
-    """Refuses at once what no checkpoint can be, instead of asking the network for it."""
+def _checked_place(name: str) -> str:
+    """What transformers opens the name by; what no checkpoint can be is refused before the network is asked for it.
+
+    A folder goes before a checkpoint of the package that has its name.
+    """
     folder = Path(name)
     if folder.is_dir():
         config = folder / "config.json"
@@ -170,16 +170,21 @@ def _check_name(name: str) -> None:
             json.loads(config.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UsageError(f"{config} is no JSON ({error}). Restore the file, or name another --model.") from error
-        return
+        return name
     if folder.exists():
         hint = f" `d2vpr convert {name} out/` makes a folder of it." if folder.suffix in (".pth", ".pt") else ""
         raise UsageError(f"{name} is a file, but a checkpoint is a folder.{hint} Name a folder with --model.")
+    from ..pretrained import pretrained_names, pretrained_path
+
+    if name in (shipped := pretrained_names()):
+        return str(pretrained_path(name))
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-        made = " `d2vpr demo` makes one with random weights, to try things out;" if name == DEFAULT_MODEL else ""
+        left = " `d2vpr demo` leaves its model there;" if name == DEFAULT_MODEL else ""
         raise UsageError(
-            f"there is no model {name!r} here: no such folder, and a name on the Hub has the form owner/name.{made} "
-            "--model takes any checkpoint folder, such as one made by `d2vpr convert original.pth out/`."
+            f"there is no model {name!r} here: no such folder, and a name on the Hub has the form owner/name.{left} "
+            f"--model takes any checkpoint folder, and what comes with the package: {', '.join(shipped) or 'nothing'}."
         )
+    return name
 
 
 def _first_sentence(error: Exception) -> str:

@@ -8,12 +8,13 @@ from .checkpoints import add_model_options, embedding_settings, load_checkpoint,
 from .parsing import CommandParser, add_command, note
 from .photos import report_skipped
 
-RANDOM_FIRST_LINE = "This model has random weights (seed 0), never trained: its answers are no measure of D²-VPR."
-RANDOM_NOTE = (
-    "The model has random weights (seed 0) and was never trained. The answers show how the tool works, not how well "
-    "D²-VPR does; --model takes a trained checkpoint."
+FIRST_LINE = "This is d2vpr-small, this project's own small model. It isn't the published D²-VPR."
+MODEL_NOTE = (
+    "The model is this project's own small one, trained on panoramas and drawn towns. It isn't the published D²-VPR, "
+    "of which `d2vpr convert` makes a checkpoint for --model."
 )
 TOWN_NOTE = "The town is drawn. What works on it, or fails, is no evidence about real streets."
+UNSEEN_NOTE = "The model was trained on no town of this seed."
 
 DESCRIPTION = """\
 Shows the whole way on a small town that it draws itself: index the photos of its places, then locate other photos of
@@ -22,7 +23,8 @@ them, taken at other hours, in other weather and in other directions.
   d2vpr demo --photos my_photos          the same with photos of your own, some of them held out
 
 It needs no network and takes under two minutes. It leaves d2vpr-demo/ (pictures, a page, the index) and, unless
---model is given, the model that it used as d2vpr/. A drawn town is no evidence about real streets."""
+--model is given, the model that comes with the package as d2vpr/, which the other commands take by default. A drawn
+town is no evidence about real streets."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
@@ -45,17 +47,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         help="where d2vpr/ and d2vpr-demo/ are made (default: the working directory)",
     )
     group.add_argument("--json", action="store_true", help="print the result as JSON (default: a table)")
-    add_model_options(parser, default=None, default_words="seeded random weights, written to d2vpr/")
+    add_model_options(parser, default=None, default_words="d2vpr-small, written to d2vpr/")
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     show = _nowhere if options.json else print
-    if options.model is None:
-        show(RANDOM_FIRST_LINE)
-    else:
-        show(f"These are the answers of the checkpoint {options.model}.")
-    from ..demo import check_folder, claim_folder, is_demo_model, locate_split, own_split, town_split, write_demo_model
+    own_model = options.model is not None
+    show(f"These are the answers of the checkpoint {options.model}." if own_model else FIRST_LINE)
+    from ..demo import check_folder, claim_folder, locate_split, own_split, town_split, untrained_like, write_demo_model
 
     quieten_transformers()
     out = Path(options.out)
@@ -63,11 +63,11 @@ def run(options: argparse.Namespace) -> int:
     folder = check_folder(out / "d2vpr-demo")
     checkpoint = load_checkpoint(options.model or str(write_demo_model(out / "d2vpr")), options.dim)
     claim_folder(folder)
-    notes = [RANDOM_NOTE] if is_demo_model(checkpoint.name) else []
+    notes = [] if own_model else [MODEL_NOTE]
     if options.photos is None:
         note("drawing a town ...")
         split = town_split(folder / "town")
-        notes.append(TOWN_NOTE)
+        notes += [TOWN_NOTE] if own_model else [TOWN_NOTE, UNSEEN_NOTE]
     else:
         split = own_split(options.photos)
         notes.append(
@@ -79,27 +79,30 @@ def run(options: argparse.Namespace) -> int:
         folder,
         model=checkpoint.model,
         processor=checkpoint.processor,
+        untrained=None if own_model else untrained_like(checkpoint.model),
         notes=notes,
         embedding=embedding_settings(options),
     )
     report_skipped(result.skipped)
     if options.json:
-        made = {"name": checkpoint.name, "random_weights": RANDOM_NOTE in notes}
-        print(json.dumps({"model": made} | result.to_json(), indent=2, ensure_ascii=False))
+        made = {"model": {"name": checkpoint.name}, "notes": notes}
+        print(json.dumps(made | result.to_json(), indent=2, ensure_ascii=False))
         return 0
     print(f"{result.queries} photos located among {result.places} others in {result.seconds:.0f} s.\n")
     for table in result.tables():
         print(table.text(), end="\n\n")
-    if not result.recall:
+    if result.recall:
+        print(result.summary(), end="\n\n")
+    else:
         print("No coordinates are known, so nobody can say which answers are right: look at them.\n")
-    elif result.unanswerable:
+    if result.unanswerable:
         print(f"{result.unanswerable} photos have no other one within 25 m; they count as wrong.\n")
     for text in notes:
         print(text)
     print()
     for kind in ("page", "pictures", "places"):
         print(f"{kind:9} {result.files[kind]}")
-    if options.model is None:
+    if not own_model:
         print(f'model     {checkpoint.name}/  (AutoModel.from_pretrained("{checkpoint.name}") after import d2vpr_hf)')
     return 0
 

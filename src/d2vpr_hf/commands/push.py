@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from ..hub.uploads import Push
 
-RANDOM_NOTE = (
-    "These weights are random (seed 0) and were never trained. They show how the tool works, and find no places."
-)
 # Options that say something about a model alone.
 MODEL_OPTIONS = ("evaluation", "training", "license", "allow_converted", "revision", "dry_run")
 
@@ -113,10 +110,6 @@ def _push_checkpoint(options: argparse.Namespace) -> int:
     # Before the model is loaded, which takes seconds.
     check_names(options.repo_id, options.revision or "main")
     checkpoint = load_checkpoint(options.folder)
-    from ..demo import is_demo_model
-
-    if is_demo_model(options.folder):
-        model_options["notes"] = [RANDOM_NOTE]
     if options.dry_run is not None:
         return _show(options, checkpoint.model, checkpoint.processor, model_options)
     from ..hub.push import push_model

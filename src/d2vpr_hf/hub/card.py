@@ -10,7 +10,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..models.checkpoint import TRAINING_FILE
 from .carried_files import CARD_TEMPLATE, carried_path
-from .records import EVALUATIONS_FOLDER
+from .records import COMPARISONS_FOLDER, EVALUATIONS_FOLDER
 
 TAGS = ("visual-place-recognition", "d2vpr")
 TASK = "image-feature-extraction"
@@ -31,7 +31,9 @@ def model_card(
     *,
     cost: Mapping[str, int | float],
     evaluations: Mapping[str, Mapping[str, Any]],
+    comparisons: Mapping[str, Mapping[str, Any]] | None = None,
     training: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
     license: str | None = None,
     revision: str | None = None,
     notes: Sequence[str] = (),
@@ -39,11 +41,13 @@ def model_card(
     """The card of a model, whose every figure stands in one of the records.
 
     Args:
-        repo_id: "owner/name".
+        repo_id: "owner/name"; a name alone is that of a checkpoint which comes with the package.
         config: of the model.
         cost: as `ModelCost.to_json` gives it.
         evaluations: {file name: evaluation}, as `records.read_evaluations` gives them.
+        comparisons: {file name: comparison}, as `records.read_comparisons` gives them.
         training: as `records.read_training` gives it; None where nothing is recorded.
+        about: as `records.read_about` gives it; None where nothing is said.
         license: of the weights, by its name on the Hub; None where none is stated.
         revision: the branch that the card is for; None for main.
         notes: sentences that must be read first, such as that weights are random.
@@ -65,6 +69,7 @@ def model_card(
         data,
         template_path=str(carried_path(CARD_TEMPLATE)),
         name=name,
+        shipped="/" not in repo_id,
         address=f'"{repo_id}"' + (f', revision="{revision}"' if revision else ""),
         dim=f"{config.descriptor_dim:,}",
         plain_dim=config.descriptor_dim,
@@ -75,6 +80,9 @@ def model_card(
         notes=[_line(note) for note in notes],
         cutoffs=_cutoffs(evaluations),
         results=[_result(name, evaluation, _cutoffs(evaluations), stages) for name, evaluation in evaluations.items()],
+        has_hits=any(each.get("hits") for each in evaluations.values()),
+        comparisons=[_comparison(name, each) for name, each in (comparisons or {}).items()],
+        about=_about(about or {}),
         cost={field: f"{value:.3g}" if field == "gmacs" else f"{value:,}" for field, value in cost.items()},
         converted=config.converted_from,
         stages=[
@@ -164,8 +172,83 @@ def _result(
         "file": f"{EVALUATIONS_FOLDER}/{file}",
         "database": f"{counts['database']:,}",
         "queries": f"{counts['queries']:,}",
-        "recall": [_percent(recall[each]) if each in recall else "" for each in cutoffs],
+        "recall": [_share(recall, evaluation.get("hits") or {}, each) for each in cutoffs],
         "remarks": remarks,
+    }
+
+
+def _share(recall: Mapping[str, float], hits: Mapping[str, int], metric: str) -> str:
+    """A recall in percent, with the number of its hits where that is recorded; empty without that recall."""
+    if metric not in recall:
+        return ""
+    found = hits.get(metric.replace("recall", "hits"))
+    return _percent(recall[metric]) + ("" if found is None else f" ({found:,})")
+
+
+def _comparison(file: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """A table of several methods on one set: what each reaches, and how far the model is from it."""
+    rows = comparison["rows"]
+    counts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in comparison["counts"].items())
+    columns = {
+        "method": [_cell(row["method"]) for row in rows],
+        _cell(comparison["measure"]): [_percent(row["value"]) for row in rows],
+        "hits": [f"{row['hits']:,} of {row['of']:,}" if {"hits", "of"} <= row.keys() else "" for row in rows],
+        "interval": [_range(row.get("interval")) for row in rows],
+        "model minus it (interval)": [
+            f"{100 * row['difference']:+.1f} ({_range(row.get('difference_interval'), '+')})"
+            if row.get("difference") is not None
+            else ""
+            for row in rows
+        ],
+        "source": [_cell(row.get("source", "")) for row in rows],
+    }
+    shown = {name: cells for name, cells in columns.items() if any(cells)}
+    remarks = [f"{counts}.", f"Positives: {_line(comparison['rule'])}."]
+    remarks += [_line(remark) for remark in comparison.get("remarks", ())]
+    if command := comparison.get("command"):
+        remarks.append(f"Measured by `{_line(command)}`.")
+    return {
+        "name": _cell(comparison["name"]),
+        "file": f"{COMPARISONS_FOLDER}/{file}",
+        "header": list(shown),
+        "rows": list(zip(*shown.values(), strict=True)),
+        "remarks": remarks,
+    }
+
+
+def _range(interval: Sequence[float] | None, sign: str = "") -> str:
+    return "" if interval is None else " to ".join(f"{100 * each:{sign}.1f}" for each in interval)
+
+
+def _about(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card says besides its figures, with texts that stay on their lines."""
+    sources = [
+        {
+            "name": f"[{_cell(each['name'])}]({_line(each['url'])})" if each.get("url") else _cell(each["name"]),
+            "use": _cell(each.get("use", "")),
+            "terms": _cell(each["terms"]),
+            "files": f"{each['files']:,}" if each.get("files") is not None else "",
+            "files_sha256": each.get("files_sha256") or "",
+        }
+        for each in about.get("data_sources", ())
+    ]
+    retrain = about.get("retrain")
+    if retrain is not None:
+        seeds = retrain.get("seeds")
+        retrain = {
+            "command": str(retrain["command"]).strip(),
+            "seeds": ", ".join(map(str, seeds if isinstance(seeds, list | tuple) else [seeds]))
+            if seeds is not None
+            else "",
+            "commit": retrain.get("commit"),
+            "steps": [_line(step) for step in retrain.get("steps", ())],
+        }
+    return {
+        "not_this": [_line(each) for each in about.get("not_this", ())],
+        "sources": sources,
+        "credits": [_line(each) for each in about.get("credits", ())],
+        "teacher": {name: _line(each) for name, each in about["teacher"].items()} if "teacher" in about else None,
+        "retrain": retrain,
     }
 
 

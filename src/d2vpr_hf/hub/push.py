@@ -20,7 +20,15 @@ from .uploads import Push, commit_folder
 METRIC_NAME = "recall_at_k"
 _METRIC_FILE = f"{METRIC_NAME}.py"
 # What earlier pushes of a model may have left: other shards, other results, code of another version.
-_MODEL_FILES = ("*.safetensors", "*.safetensors.index.json", "evaluations/*.json", "training.json", "*_d2vpr.py")
+_MODEL_FILES = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "evaluations/*.json",
+    "comparisons/*.json",
+    "training.json",
+    "about.json",
+    "*_d2vpr.py",
+)
 _EXPORT_FILES = ("data/*.parquet",)
 
 
@@ -30,7 +38,9 @@ def push_model(
     repo_id: str,
     *,
     evaluations: Sequence[Evaluation | Mapping[str, Any] | str | Path] = (),
+    comparisons: Sequence[Mapping[str, Any] | str | Path] = (),
     training: Mapping[str, Any] | str | Path | None = None,
+    about: Mapping[str, Any] | str | Path | None = None,
     license: str | None = None,
     notes: Sequence[str] = (),
     allow_converted: bool = False,
@@ -48,7 +58,8 @@ def push_model(
         model: a D2-VPR model.
         processor: the model's image processor.
         repo_id: "owner/name". A new repository is made; an earlier push is replaced; anything else is refused.
-        evaluations, training, license, notes: as for `write_release`, which shows what a push would upload.
+        evaluations, comparisons, training, about, license, notes: as for `write_release`, which shows what a push
+            would upload.
         allow_converted: push a checkpoint that was converted from published weights. Their authors have given no
             licence, so ask them first.
         private: whether a new repository is seen by its owner alone.
@@ -67,7 +78,9 @@ def push_model(
             processor,
             repo_id,
             evaluations=evaluations,
+            comparisons=comparisons,
             training=training,
+            about=about,
             license=license,
             revision=revision,
             notes=notes,

@@ -12,10 +12,18 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..evaluation.cost import model_cost
 from ..evaluation.results import Evaluation
-from ..models.checkpoint import TRAINING_FILE, save_checkpoint
+from ..models.checkpoint import ABOUT_FILE, TRAINING_FILE, save_checkpoint
 from ..retrieval.embed import weight_hash
 from .card import model_card
-from .records import COST_FILE, EVALUATIONS_FOLDER, read_evaluations, read_training
+from .records import (
+    COMPARISONS_FOLDER,
+    COST_FILE,
+    EVALUATIONS_FOLDER,
+    read_about,
+    read_comparisons,
+    read_evaluations,
+    read_training,
+)
 
 # Of weights that somebody trained; a converted checkpoint gets none.
 DEFAULT_LICENSE = "apache-2.0"
@@ -29,7 +37,9 @@ def write_release(
     repo_id: str,
     *,
     evaluations: Sequence[Evaluation | Mapping[str, Any] | str | Path] = (),
+    comparisons: Sequence[Mapping[str, Any] | str | Path] = (),
     training: Mapping[str, Any] | str | Path | None = None,
+    about: Mapping[str, Any] | str | Path | None = None,
     license: str | None = None,
     revision: str | None = None,
     notes: Sequence[str] = (),
@@ -43,16 +53,19 @@ def write_release(
         folder: must not exist, or be empty.
         model: a D2-VPR model, with or without a PCA.
         processor: the model's image processor.
-        repo_id: "owner/name", for which the card is written.
+        repo_id: "owner/name", for which the card is written; a name alone for a checkpoint that the package ships.
         evaluations: of these very weights; from `evaluate_protocol`, its JSON, or paths of `results.json`.
         training: how it was trained; by default the `training.json` of the folder that the model was loaded from, if
             the weights are still the same.
+        comparisons: tables of these weights beside other methods, as `hub/records.py` describes them, or their paths.
+        about: data sources with their terms, credits, teacher, how to train it again and what it is not, as
+            `records.read_about` describes it; by default the `about.json` of that folder, likewise.
         license: of the weights, by its name on the Hub; by default Apache-2.0, and none for converted weights.
         revision: the branch that the card is for; None for main.
         notes: sentences that must be read first, such as that weights are random.
 
     Raises: TypeError if it is no D2-VPR model, FileExistsError if the folder holds anything, ValueError if an
-        evaluation is of other weights, or as `read_evaluations` and `read_training`.
+        evaluation is of other weights, or as the functions of `hub/records.py` that read the records.
     """
     folder = Path(folder)
     if getattr(model.config, "model_type", None) != "d2vpr":
@@ -64,8 +77,11 @@ def write_release(
         raise FileExistsError(f"{folder} exists and isn't empty. Remove it, or name another folder.")
     digest = weight_hash(model)
     results = read_evaluations(evaluations, digest)
-    training = _own_training(model, digest) if training is None else training
+    tables = read_comparisons(comparisons, digest)
+    training = _own_record(model, digest, TRAINING_FILE) if training is None else training
     record = None if training is None else read_training(training)
+    about = _own_record(model, digest, ABOUT_FILE) if about is None else about
+    said = None if about is None else read_about(about)
     cost = model_cost(model, height=processor.size["height"], width=processor.size["width"]).to_json()
     if license is None and model.config.converted_from is None:
         license = DEFAULT_LICENSE
@@ -74,7 +90,9 @@ def write_release(
         model.config,
         cost=cost,
         evaluations=results,
+        comparisons=tables,
         training=record,
+        about=said,
         license=license,
         revision=revision,
         notes=notes,
@@ -85,8 +103,11 @@ def write_release(
         _write_json(draft / EVALUATIONS_FOLDER / COST_FILE, cost)
         for name, content in results.items():
             _write_json(draft / EVALUATIONS_FOLDER / name, content)
-        if record is not None:
-            _write_json(draft / TRAINING_FILE, record)
+        for name, content in tables.items():
+            _write_json(draft / COMPARISONS_FOLDER / name, content)
+        for name, content in ((TRAINING_FILE, record), (ABOUT_FILE, said)):
+            if content is not None:
+                _write_json(draft / name, content)
         _write_sentence_transformers(draft, model)
         (draft / "README.md").write_text(str(card), encoding="utf-8")
         if folder.exists():
@@ -95,9 +116,9 @@ def write_release(
     return folder
 
 
-def _own_training(model: PreTrainedModel, digest: str) -> Path | None:
-    """The training record of the folder that the model was loaded from, unless it has changed since."""
-    path = Path(getattr(model, "name_or_path", "") or ".") / TRAINING_FILE
+def _own_record(model: PreTrainedModel, digest: str, file: str) -> Path | None:
+    """A record of the folder that the model was loaded from, unless the weights have changed since."""
+    path = Path(getattr(model, "name_or_path", "") or ".") / file
     if not getattr(model, "name_or_path", "") or not path.is_file():
         return None
     return path if weight_hash(type(model).from_pretrained(path.parent)) == digest else None
