@@ -72,6 +72,7 @@ def cut_training_views(
     seed: int = 0,
     device: str | torch.device = "cpu",
     exclude: Collection[str] = (),
+    only: Collection[str] = (),
     revisited: bool = False,
     progress: bool = True,
 ) -> Path:
@@ -92,6 +93,7 @@ def cut_training_views(
         seed: of the draws.
         device: where views are computed.
         exclude: panoramas that are left out, by their path below the folder or their file name.
+        only: where any are named, these alone are taken.
         revisited: change each view as a second visit does (see `revisit`), for views to validate with: views of one
             moment are too easily told.
         progress: whether to show a bar on stderr.
@@ -100,12 +102,12 @@ def cut_training_views(
         roll_deg, field_deg, and the first and last heading that it shows, from which conflicts follow; and
         `panoramas.json`: settings, the SHA-256 of each panorama that was used, and the reasons of those that
         weren't.
-    Raises: ValueError if a number is out of range, a name to exclude is unknown, or no panorama can be used;
+    Raises: ValueError if a number is out of range, a name to exclude or to take is unknown, or no panorama can be used;
         FileExistsError if `out` holds anything else than the same call would make.
     """
     settings = _checked(_Settings(sectors, views_per_sector, field_deg, height, width, seed, revisited))
     root, out = Path(folder), Path(out)
-    chosen = _chosen(list_panoramas(root, but_not_in=out), root, exclude)
+    chosen = _chosen(list_panoramas(root, but_not_in=out), root, exclude, only)
     digests, skipped = _digests(chosen)
     files = hashlib.sha256("\n".join(sorted(digests.values())).encode()).hexdigest()
     if _is_finished(out, settings, files):
@@ -190,20 +192,24 @@ def _within(number: float, limits: tuple[float, float]) -> bool:
     return limits[0] <= number <= limits[1]
 
 
-def _chosen(panoramas: Sequence[Path], root: Path, exclude: Collection[str]) -> dict[str, Path]:
+def _chosen(panoramas: Sequence[Path], root: Path, exclude: Collection[str], only: Collection[str]) -> dict[str, Path]:
     """The panoramas that aren't to be left out, by their names below the folder."""
     names = {path_to_text(path.relative_to(root).as_posix()): path for path in panoramas}
     bases = {name: name.rpartition("/")[2] for name in names}
     known = sorted({*names, *bases.values()})
-    for name in exclude:
+    for name in [*exclude, *only]:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             meant = f" Did you mean {close[0]}?" if close else ""
             raise ValueError(
-                f"exclude names {name!r}, but {path_to_text(root)} holds no such panorama.{meant} Give paths below the "
-                "folder, or file names."
+                f"{'exclude' if name in exclude else 'only'} names {name!r}, but {path_to_text(root)} holds no such "
+                f"panorama.{meant} Give paths below the folder, or file names."
             )
-    return {name: path for name, path in names.items() if name not in exclude and bases[name] not in exclude}
+    return {
+        name: path
+        for name, path in names.items()
+        if not {name, bases[name]} & {*exclude} and (not only or {name, bases[name]} & {*only})
+    }
 
 
 def _digests(panoramas: dict[str, Path]) -> tuple[dict[str, str], list[tuple[str, str]]]:
