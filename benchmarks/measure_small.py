@@ -3,6 +3,7 @@
     python benchmarks/measure_small.py d2vpr shared/data measured.json
     python benchmarks/measure_small.py d2vpr shared/data measured.json --network mobilenet_teacher:mobilenet
     python benchmarks/measure_small.py d2vpr shared/data measured.json --also folders=towns/test places=views
+    python benchmarks/measure_small.py d2vpr shared/data measured.json --comparisons tables   # for the card
 
 Every figure is what `d2vpr evaluate` prints: the commands run here, one after the other, and stand below the table with
 the names of the figures that they make. Seeds of random weights and of the bootstrap are fixed. Sets that aren't there
@@ -150,6 +151,53 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
     return Table(header, cells, "intervals: 95 %, paired bootstrap over the queries")
 
 
+PUBLISHED_SOURCE = "similarity matrices published with VPR-Bench"
+
+
+def comparisons_of(name: str, found: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{file name: table for the card} of one set, as `d2vpr_hf.hub.records` has them.
+
+    A set with average precisions gives one of these for each of its places, any other one of recall@1.
+    """
+    baseline = found["results"][found["baseline"]]
+    common = {"rule": baseline["rule"], "model": baseline["model"], "command": found["command"]}
+    counts = {each: baseline["counts"][each] for each in ("database", "queries")}
+    if not found["by_place"]:
+        rows = [_row(model, result, found["differences"].get(model)) for model, result in found["results"].items()]
+        return {name: common | {"name": name, "measure": "recall@1", "counts": counts, "rows": rows}}
+    tables = {}
+    for place in found["by_place"][found["baseline"]]:
+        split = {model: places[place] for model, places in found["by_place"].items()}
+        rows = [
+            {"method": model, "value": each["mean_average_precision"]} | {"hits": each["hits@1"], "of": each["queries"]}
+            for model, each in split.items()
+        ]
+        own = counts | {"queries": rows[0]["of"]}
+        # Few queries hide a card's shares, but a mean of precisions is no share of queries.
+        rows = [row if row["of"] >= FEW_QUERIES else {"method": row["method"], "value": row["value"]} for row in rows]
+        title = f"{name}, {place}"
+        tables[f"{name}-{place}"] = common | {
+            "name": title, "measure": "mean average precision", "counts": own, "rows": rows,
+        }  # fmt: skip
+    return tables
+
+
+def _row(model: str, result: dict[str, Any], difference: dict[str, Any] | None) -> dict[str, Any]:
+    row = {"method": model, "value": result["recall"]["recall@1"], "interval": result["recall_intervals"]["recall@1"]}
+    row |= {"hits": result["hits"]["hits@1"], "of": result["queries_counted"]}
+    if row["of"] < FEW_QUERIES:
+        return row | {"interval": None}
+    if model.startswith("scores:"):
+        row |= {"method": model.partition("#")[2], "source": PUBLISHED_SOURCE}
+    if difference is not None:
+        low, high = difference["recall@1"]["interval"]
+        row |= {
+            "difference": -difference["recall@1"]["difference"] + 0.0,
+            "difference_interval": [-high + 0.0, -low + 0.0],
+        }
+    return row
+
+
 def markdown(table: Table) -> str:
     lines = [table.header, ["---"] * len(table.header), *table.rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
@@ -170,6 +218,9 @@ def main() -> None:
     )
     parser.add_argument("--batch-size", metavar="N", default="32", help="photos at a time (default: 32)")
     parser.add_argument("--device", metavar="D", default="cpu", help="where to embed (default: cpu)")
+    parser.add_argument(
+        "--comparisons", metavar="DIR", type=Path, help="gets the tables that model_cards/ship.py takes"
+    )
     options = parser.parse_args()
     against = ["random", "thumbnail", *([options.network] if options.network else [])]
     how = ["--batch-size", options.batch_size, "--device", options.device]
@@ -187,6 +238,12 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     made = {"checkpoint": options.checkpoint, "rows": rows, "sets": found, "markdown": markdown(table)}
     options.out.write_text(json.dumps(made, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    if options.comparisons:
+        options.comparisons.mkdir(parents=True, exist_ok=True)
+        for name, each in found.items():
+            for file, table_of_set in comparisons_of(name, each).items():
+                path = options.comparisons / f"{file.replace('/', '-').replace('=', '-')}.json"
+                path.write_text(json.dumps(table_of_set, indent=2) + "\n", encoding="utf-8")
     print(f"{table.text()}\n\n{made['markdown']}\n")
     for name, each in found.items():
         places = each["by_place"].get(options.checkpoint, {})

@@ -9,7 +9,9 @@ import pytest
 from PIL import Image
 
 from d2vpr_hf.cli import main
+from d2vpr_hf.hub.records import read_comparisons
 from d2vpr_hf.models.checkpoint import save_checkpoint
+from d2vpr_hf.retrieval.embed import weight_hash
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "measure_small.py"
 
@@ -43,6 +45,7 @@ def test_figures_are_those_of_the_commands_it_prints(script, tmp_path, tiny_mode
     paint(data / "training" / "photos" / "0.jpg", 40)
     out = tmp_path / "out" / "measured.json"
     arguments = [str(checkpoint), str(data), str(out), "--network", "tiny_teachers:patch_map@28"]
+    arguments += ["--comparisons", str(tmp_path / "tables")]
     monkeypatch.setattr(sys, "argv", ["measure_small.py", *arguments])
     script.main()
     said = capsys.readouterr()
@@ -60,6 +63,15 @@ def test_figures_are_those_of_the_commands_it_prints(script, tmp_path, tiny_mode
         for row in (row for row in measured["rows"] if row["set"] == name):
             assert again["results"][row["model"]]["hits"] == row["hits"]
             assert again["results"][row["model"]]["mean_average_precision"] == row["mean_average_precision"]
+
+    tables = read_comparisons(sorted((tmp_path / "tables").iterdir()), weight_hash(tiny_model))
+    by_name = {table["name"]: table for table in tables.values()}
+    assert list(by_name) == ["opensfm, berlin", "opensfm, lund", "toy_san_francisco"]
+    assert [row["of"] for row in by_name["toy_san_francisco"]["rows"]] == [4] * 4
+    assert by_name["opensfm, lund"]["counts"] == {"database": 24, "queries": 2}
+    precisions = {row["method"]: row["value"] for row in by_name["opensfm, lund"]["rows"]}
+    places = measured["sets"]["opensfm"]["by_place"]
+    assert precisions == {model: each["lund"]["mean_average_precision"] for model, each in places.items()}
 
 
 def test_nothing_to_measure_is_said(script, tmp_path, monkeypatch):

@@ -343,6 +343,10 @@ def test_a_comparison_is_a_table_of_methods():
     plain = COMPARISON | {"measure": "mean average precision", "rows": rows}
     shown = section(card_of(results={}, comparisons=read_comparisons([plain], "a" * 64)), "Results")
     assert "| method | mean average precision |\n|---|---|\n| d2vpr-small | 50.0 |" in shown
+    # Of a few queries the hits are shown, and no share.
+    few = COMPARISON | {"rows": [{"method": "d2vpr-small", "value": 0.75, "hits": 3, "of": 4}]}
+    shown = section(card_of(results={}, comparisons=read_comparisons([few], "a" * 64)), "Results")
+    assert "| method | hits |\n|---|---|\n| d2vpr-small | 3 of 4 |" in shown
 
 
 def test_a_comparison_of_evaluations_is_taken_too():

@@ -16,6 +16,8 @@ TAGS = ("visual-place-recognition", "d2vpr")
 TASK = "image-feature-extraction"
 # Cut-offs that the table shows, where an evaluation has them; the card's head has all.
 SHOWN = ("recall@1", "recall@5", "recall@10")
+# Of fewer queries a share would say more than is known: hits alone are shown.
+FEW_QUERIES = 10
 ORIGINAL_REPOSITORY = "https://github.com/tony19980810/D2VPR"
 # What a stage of training.json may say, in the order in which the card shows it, and what is folded up there.
 _STAGE_FACTS = ("base_model", "teacher", "datasets", "data", "step", "images", "processes", "best")
@@ -191,7 +193,9 @@ def _comparison(file: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
     counts = ", ".join(f"{value:,} {name.replace('_', ' ')}" for name, value in comparison["counts"].items())
     columns = {
         "method": [_cell(row["method"]) for row in rows],
-        _cell(comparison["measure"]): [_percent(row["value"]) for row in rows],
+        _cell(comparison["measure"]): [
+            "" if row.get("of", FEW_QUERIES) < FEW_QUERIES else _percent(row["value"]) for row in rows
+        ],
         "hits": [f"{row['hits']:,} of {row['of']:,}" if {"hits", "of"} <= row.keys() else "" for row in rows],
         "interval": [_range(row.get("interval")) for row in rows],
         "model minus it (interval)": [
