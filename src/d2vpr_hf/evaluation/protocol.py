@@ -315,7 +315,7 @@ def _device_of(model: torch.nn.Module) -> torch.device:
 
 def _check_same_weights(index: PlaceIndex, model: torch.nn.Module) -> None:
     if (found := weight_hash(model)) != index.weight_hash:
-        if (dim := descriptor_dim(model)) != index.dim:
+        if (dim := descriptor_dim(model)) not in (0, index.dim):
             raise ValueError(
                 f"The index holds descriptors of {index.model_name} of {index.dim} numbers, but the model gives {dim}, "
                 f"and the two can't be compared. Open the model at descriptor_dim={index.dim} (--dim) if it has a "

@@ -103,7 +103,7 @@ def _load_index(places: Path, model: Any) -> PlaceIndex | None:
         return None
     index = PlaceIndex.load(places)
     if (found := weight_hash(model)) != index.weight_hash:
-        if (dim := descriptor_dim(model)) != index.dim:
+        if (dim := descriptor_dim(model)) not in (0, index.dim):
             raise ValueError(
                 f"{places} holds an index of {index.model_name} with descriptors of {index.dim} numbers, but the model "
                 f"gives {dim}, and the two can't be mixed. Open the model at descriptor_dim={index.dim} (--dim) if it "
