@@ -152,43 +152,53 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 
 PUBLISHED_SOURCE = "similarity matrices published with VPR-Bench"
+METHODS = {"random": "random weights", "thumbnail": "grey thumbnail, 16x16"}
 
 
 def comparisons_of(name: str, found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """{file name: table for the card} of one set, as `d2vpr_hf.hub.records` has them.
 
-    A set with average precisions gives one of these for each of its places, any other one of recall@1.
+    A set with average precisions gives one of these for the whole and one for each of its places, any other one of
+    recall@1.
     """
     baseline = found["results"][found["baseline"]]
     common = {"rule": baseline["rule"], "model": baseline["model"], "command": found["command"]}
-    counts = {each: baseline["counts"][each] for each in ("database", "queries")}
+    counts = {"database": baseline["counts"]["database"], "queries": baseline["queries_counted"]}
     if not found["by_place"]:
         rows = [_row(model, result, found["differences"].get(model)) for model, result in found["results"].items()]
         return {name: common | {"name": name, "measure": "recall@1", "counts": counts, "rows": rows}}
-    tables = {}
+    whole = {
+        model: {"mean_average_precision": result["mean_average_precision"], "hits@1": result["hits"]["hits@1"]}
+        | {"queries": result["queries_counted"]}
+        for model, result in found["results"].items()
+        if result["mean_average_precision"] is not None
+    }
+    parts = {name: whole}
     for place in found["by_place"][found["baseline"]]:
-        split = {model: places[place] for model, places in found["by_place"].items()}
+        parts[f"{name}, {place}"] = {model: places[place] for model, places in found["by_place"].items()}
+    tables = {}
+    for title, split in parts.items():
         rows = [
-            {"method": model, "value": each["mean_average_precision"]} | {"hits": each["hits@1"], "of": each["queries"]}
+            {"method": _method(model), "value": each["mean_average_precision"]}
+            # A mean of precisions is no share of queries, so that few of them don't hide it.
+            | ({"hits": each["hits@1"], "of": each["queries"]} if each["queries"] >= FEW_QUERIES else {})
             for model, each in split.items()
         ]
-        own = counts | {"queries": rows[0]["of"]}
-        # Few queries hide a card's shares, but a mean of precisions is no share of queries.
-        rows = [row if row["of"] >= FEW_QUERIES else {"method": row["method"], "value": row["value"]} for row in rows]
-        title = f"{name}, {place}"
-        tables[f"{name}-{place}"] = common | {
+        own = counts | {"queries": split[found["baseline"]]["queries"]}
+        tables[title.replace(", ", "-")] = common | {
             "name": title, "measure": "mean average precision", "counts": own, "rows": rows,
         }  # fmt: skip
     return tables
 
 
 def _row(model: str, result: dict[str, Any], difference: dict[str, Any] | None) -> dict[str, Any]:
-    row = {"method": model, "value": result["recall"]["recall@1"], "interval": result["recall_intervals"]["recall@1"]}
+    row = {"method": _method(model), "value": result["recall"]["recall@1"]}
     row |= {"hits": result["hits"]["hits@1"], "of": result["queries_counted"]}
     if row["of"] < FEW_QUERIES:
-        return row | {"interval": None}
+        return row
+    row["interval"] = result["recall_intervals"]["recall@1"]
     if model.startswith("scores:"):
-        row |= {"method": model.partition("#")[2], "source": PUBLISHED_SOURCE}
+        row["source"] = PUBLISHED_SOURCE
     if difference is not None:
         low, high = difference["recall@1"]["interval"]
         row |= {
@@ -196,6 +206,13 @@ def _row(model: str, result: dict[str, Any], difference: dict[str, Any] | None) 
             "difference_interval": [-high + 0.0, -low + 0.0],
         }
     return row
+
+
+def _method(model: str) -> str:
+    """What a reader of the table knows the method by."""
+    if model.startswith("scores:"):
+        return model.partition("#")[2]
+    return METHODS.get(model, f"{model} + GeM" if ":" in model else model)
 
 
 def markdown(table: Table) -> str:

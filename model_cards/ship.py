@@ -36,6 +36,7 @@ def ship(
     comparisons: Sequence[Path] = (),
     training: Path | None = None,
     license: str | None = None,
+    image_size: int | None = None,
     root: Path = ROOT,
 ) -> Path:
     """The shipped folder, written whole or not at all; its card lies in model_cards too.
@@ -48,11 +49,15 @@ def ship(
         evaluations, comparisons: of the rounded weights; by default the checkpoint's own, if rounding changes nothing.
         training: by default the checkpoint's own.
         license: of the weights, by its name on the Hub; by default Apache-2.0.
+        image_size: pixels a side that photos are brought to; by default the checkpoint's own, which it was trained at.
         root: of the checkout.
 
     Raises: ValueError if the model is too large to be shipped, or as `write_release`.
     """
     model, processor = D2VprModel.from_pretrained(checkpoint).eval(), D2VprImageProcessor.from_pretrained(checkpoint)
+    if image_size is not None:
+        size = {"height": image_size, "width": image_size}
+        processor = D2VprImageProcessor.from_dict(processor.to_dict() | {"size": size})
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if parameters > MOST_PARAMETERS:
         raise ValueError(
@@ -117,6 +122,7 @@ def main() -> None:
     parser.add_argument("--comparison", type=Path, nargs="+", default=[], help="tables of several methods")
     parser.add_argument("--training", type=Path, help="training.json (default: the checkpoint's)")
     parser.add_argument("--license", help="of the weights, by its name on the Hub (default: apache-2.0)")
+    parser.add_argument("--image-size", type=int, metavar="PX", help="pixels a side (default: the checkpoint's)")
     options = parser.parse_args()
     ship(
         options.name,
@@ -127,6 +133,7 @@ def main() -> None:
         comparisons=options.comparison,
         training=options.training,
         license=options.license,
+        image_size=options.image_size,
     )
 
 

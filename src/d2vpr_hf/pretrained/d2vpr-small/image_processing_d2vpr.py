@@ -1,0 +1,219 @@
+"""Photos in, pixel values out: what stands between a file's pixels and the model."""
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+    infer_channel_dimension_format,
+)
+from transformers.processing_utils import ImagesKwargs
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+PATCH_SIZE = 14
+EXIF_ORIENTATION = 0x0112
+INTEGER_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+TORCH_RESAMPLING = {
+    PILImageResampling.NEAREST: "nearest-exact",
+    PILImageResampling.BILINEAR: "bilinear",
+    PILImageResampling.BICUBIC: "bicubic",
+}
+
+
+class D2VprImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    antialias (`bool`, *optional*, defaults to `True`):
+        Whether shrinking averages over the pixels that a new pixel covers.
+    """
+
+    antialias: bool | None
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The photo upright and in 8-bit RGB, whatever its mode.
+
+    EXIF orientation is applied. Alpha (of a palette too) is laid over white, as viewers show it. 16-bit grey keeps its
+    upper 8 bits; PIL's own conversion would clip it to white.
+
+    Returns: an image of mode RGB; the same object where nothing has to change.
+    """
+    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode in INTEGER_MODES:
+        pixels = np.asarray(image)
+        # Mode I has room for 32 bits, but holds what the file held: 8 bits or 16.
+        levels = 1 if image.mode == "I" and pixels.max(initial=0) <= 255 else 256
+        return Image.fromarray((pixels // levels).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        pixels = np.nan_to_num(np.asarray(image))
+        scale = 255 if pixels.max(initial=0) <= 1 else 1
+        return Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+class D2VprImageProcessor(PilBackend):
+    """Squashes photos to one size and normalises them by ImageNet's statistics.
+
+    `processor(images, return_tensors="pt")` takes a photo or a list of them (PIL images of any mode; arrays
+    (height, width, channels) or (channels, height, width)) and returns `pixel_values` alone, (images, 3, height, width)
+    float32, so that `model(**processor(images, return_tensors="pt"))` always works.
+
+    Args (all in the saved configuration):
+        size: {"height": pixels, "width": pixels}, both multiples of 14; 224 x 224 by default.
+        resample: PIL's number of the filter; 2 (bilinear) by default.
+        antialias: whether shrinking averages over the pixels that a new pixel covers (the default) or reads its
+            filter's nearest ones alone, as tensors were resized before torchvision 0.17.
+        do_resize, do_rescale, do_normalize, image_mean, image_std: as in every image processor.
+
+    Raises: ValueError if size is no multiple of 14 pixels, or has other keys than height and width.
+    Source: the original squashes to 224 x 224, bilinear, with ImageNet's mean and standard deviation.
+    """
+
+    _auto_class = "AutoImageProcessor"
+    valid_kwargs = D2VprImageProcessorKwargs
+
+    do_convert_rgb = True
+    do_resize = True
+    size = {"height": 224, "width": 224}  # noqa: RUF012
+    resample = PILImageResampling.BILINEAR
+    antialias = True
+    do_rescale = True
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+
+    def _set_attributes(self, **kwargs) -> None:
+        super()._set_attributes(**kwargs)
+        self._check_size(self.size)
+
+    def _validate_preprocess_kwargs(self, **kwargs) -> None:
+        super()._validate_preprocess_kwargs(**{name: value for name, value in kwargs.items() if name != "antialias"})
+        if kwargs["do_resize"]:
+            self._check_size(kwargs["size"])
+        if not kwargs["antialias"] and kwargs["resample"] not in TORCH_RESAMPLING:
+            names = ", ".join(f"{int(filter)} ({mode})" for filter, mode in TORCH_RESAMPLING.items())
+            raise ValueError(
+                f"resample is {kwargs['resample']!r} with antialias=False, which is there for {names} alone. "
+                "Choose one of these, or antialias=True."
+            )
+
+    def to_dict(self) -> dict:
+        """The saved configuration."""
+        saved = super().to_dict()
+        auto_map = saved.get("auto_map", {})
+        if isinstance(auto_map.get("AutoImageProcessor"), str):
+            # Named by backend: from a bare string transformers' pipeline derives a video processor, which isn't there,
+            # and asks for trust in its code.
+            saved["auto_map"] = {"AutoImageProcessor": {"pil": auto_map["AutoImageProcessor"]}}
+        return saved
+
+    @staticmethod
+    def _check_size(size: SizeDict) -> None:
+        height, width = size.height, size.width
+        if not height or not width or height % PATCH_SIZE or width % PATCH_SIZE:
+            raise ValueError(
+                f"size is {dict(size)}, but must hold height and width in pixels, both multiples of {PATCH_SIZE}, "
+                'such as {"height": 224, "width": 224} or {"height": 322, "width": 322}.'
+            )
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[ImageInput]:
+        # A grey photo is often an array (height, width), which transformers doesn't take for an image.
+        if isinstance(images, (list, tuple)):
+            images = [with_channel_axis(image) for image in images]
+        return super()._prepare_images_structure(with_channel_axis(images), expected_ndims)
+
+    def process_image(
+        self,
+        image: Image.Image | np.ndarray | torch.Tensor,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs,
+    ) -> Image.Image | np.ndarray:
+        """The photo as a PIL image, or as a (channels, height, width) array where its numbers are not whole."""
+        if isinstance(image, torch.Tensor):
+            image = image.cpu().numpy()
+        if isinstance(image, np.ndarray) and image.dtype == np.uint16:
+            image = (image // 256).astype(np.uint8)
+        if isinstance(image, np.ndarray) and image.dtype == np.uint8:
+            if image.ndim == 3:
+                layout = input_data_format or infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+                image = image if layout == ChannelDimension.LAST else np.moveaxis(image, 0, -1)
+                image = image[..., 0] if image.shape[-1] == 1 else image
+            image = Image.fromarray(np.ascontiguousarray(image))
+        if isinstance(image, Image.Image):
+            return to_rgb(image) if do_convert_rgb else image
+        array = super().process_image(image, do_convert_rgb=False, input_data_format=input_data_format, **kwargs)
+        return np.repeat(array, 3, axis=0) if len(array) == 1 else array
+
+    def _preprocess(
+        self,
+        images: list[Image.Image | np.ndarray],
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling,
+        antialias: bool,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: tuple[float, ...],
+        image_std: tuple[float, ...],
+        return_tensors: str | None,
+        do_center_crop: bool | None = None,
+        do_pad: bool | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        if do_center_crop or do_pad:
+            raise ValueError("This processor squashes to `size`; it knows neither do_center_crop nor do_pad.")
+        if do_resize:
+            shape = (size.height, size.width)
+            images = [self._squash(image, shape, resample, antialias) for image in images]
+        pixels = [to_channels_first(image).astype(np.float32) for image in images]
+        # One multiplication and one addition a pixel instead of one pass for each of scale, mean and deviation.
+        factor = rescale_factor if do_rescale else 1.0
+        if do_normalize:
+            deviation = np.asarray(image_std, np.float32)[:, None, None]
+            mean = np.asarray(image_mean, np.float32)[:, None, None]
+            pixels = [image * (factor / deviation) - mean / deviation for image in pixels]
+        elif do_rescale:
+            pixels = [image * np.float32(factor) for image in pixels]
+        return BatchFeature(data={"pixel_values": pixels}, tensor_type=return_tensors)
+
+    def _squash(
+        self, image: Image.Image | np.ndarray, shape: tuple[int, int], resample: PILImageResampling, antialias: bool
+    ) -> Image.Image | np.ndarray:
+        """The photo at `shape` (height, width) pixels."""
+        if antialias and isinstance(image, Image.Image):
+            return image.resize(shape[::-1], resample=resample)
+        if resample not in TORCH_RESAMPLING:
+            raise ValueError(f"resample {resample!r} is not there for arrays of fractions. Give 8-bit images.")
+        mode = TORCH_RESAMPLING[resample]
+        smooth = {"antialias": antialias, "align_corners": False} if mode != "nearest-exact" else {}
+        pixels = torch.from_numpy(np.ascontiguousarray(to_channels_first(image), dtype=np.float32))
+        return torch.nn.functional.interpolate(pixels[None], shape, mode=mode, **smooth)[0].numpy()
+
+
+def with_channel_axis(image: ImageInput) -> ImageInput:
+    """An array (height, width) as (height, width, 1); anything else as it is."""
+    return image[..., None] if isinstance(image, np.ndarray | torch.Tensor) and image.ndim == 2 else image
+
+
+def to_channels_first(image: Image.Image | np.ndarray) -> np.ndarray:
+    """(channels, height, width) of a PIL image or of an array that has this layout already."""
+    if isinstance(image, np.ndarray):
+        return image
+    pixels = np.asarray(image)
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+__all__ = ["D2VprImageProcessor"]

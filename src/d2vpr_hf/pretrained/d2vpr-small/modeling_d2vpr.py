@@ -1,0 +1,479 @@
+"""The D2-VPR model, in the order in which an image passes through it: student, recovery, aggregator, descriptor."""
+
+import math
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model
+from transformers import initialization as init
+from transformers.modeling_utils import PreTrainedModel
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings, Dinov2Layer, Dinov2PreTrainedModel
+from transformers.utils import IMAGE_PROCESSOR_NAME, ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from .aggregator_d2vpr import D2VprAggregator, GeM, OffsetHead
+from .configuration_d2vpr import D2VprConfig
+from .cross_image_d2vpr import attend_across_images, cross_image_encoder, refuse_groups_without_encoder
+from .image_processing_d2vpr import D2VprImageProcessor
+from .shortening_d2vpr import D2VprHead, D2VprReduction
+
+ENCODER_PREFIX = "encoder."
+# DINOv2 normalises its last block's output; the recovery module has a norm of its own in that place.
+UNUSED_DINOV2_TENSORS = ("layernorm.weight", "layernorm.bias")
+
+
+@dataclass
+class D2VprModelOutput(ModelOutput):
+    """What a D2-VPR model finds in a batch of images.
+
+    Args:
+        last_hidden_state: (batch, 1 + patches, aggregator_dim) class token and patch tokens after the recovery norm.
+        pooler_output: (batch, descriptor_dim) float32 descriptors of unit length: global, 4 medium, 9 small regions.
+            With a PCA its components of these, which are of unit length only if the PCA renormalises; with a head
+            its projection of these, or the first numbers of that, of unit length.
+        region_boxes: (batch, 13, 4) centre x, centre y, width, height in shares of the image: 4 medium regions, then
+            9 small ones, each row by row.
+        region_features: (batch, 13, aggregator_dim) the regions as pooled, before fusion and position.
+        regional_descriptors: (batch, 14, aggregator_dim) float32, the 14 vectors as they are joined to a descriptor,
+            before that is brought to unit length: global, 4 medium, 9 small regions.
+        hidden_states: on request, the student's embedding and each block's output, (batch, 1 + patches, hidden_size).
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    pooler_output: torch.FloatTensor | None = None
+    region_boxes: torch.FloatTensor | None = None
+    region_features: torch.FloatTensor | None = None
+    regional_descriptors: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+
+
+class D2VprEmbeddings(Dinov2Embeddings):
+    """DINOv2's embeddings with the position table resized as the published weights expect."""
+
+    def __init__(self, config: Dinov2Config, interpolate_offset: float) -> None:
+        super().__init__(config)
+        self.interpolate_offset = interpolate_offset
+
+    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        table = self.position_embeddings
+        side = math.isqrt(table.shape[1] - 1)
+        rows, columns = height // self.patch_size, width // self.patch_size
+        if rows == columns == side:
+            return table
+        patches = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
+        # Original: the factor is (grid + 0.1) / side, whose rounding shifts every sampled point; a resize to the
+        # grid's size differs by far more than rounding.
+        factors = [(count + self.interpolate_offset) / side for count in (rows, columns)]
+        patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", antialias=False).to(table.dtype)
+        return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+
+class ConvNormAct(nn.Module):
+    """A convolution that keeps the grid's size, BatchNorm and ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.norm = nn.BatchNorm2d(out_channels, eps=1e-3)
+
+    def forward(self, patch_map: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.norm(self.conv(patch_map)))
+
+
+class AdapterUp(nn.Linear):
+    """Last layer of an adapter, a class of its own so that it starts at zero and the adapter at nothing."""
+
+
+class D2VprAdapter(nn.Module):
+    """Multi-scale convolutions beside a block's MLP, which give the tokens a sense of their neighbours."""
+
+    def __init__(self, hidden_size: int, channels: int) -> None:
+        super().__init__()
+        self.down = nn.Linear(hidden_size, channels)
+        self.branch1 = ConvNormAct(channels, channels // 2, kernel_size=1)
+        self.branch3 = nn.Sequential(
+            ConvNormAct(channels, channels // 16, kernel_size=1),
+            ConvNormAct(channels // 16, channels // 4, kernel_size=3),
+        )
+        self.branch5 = nn.Sequential(
+            ConvNormAct(channels, channels // 16, kernel_size=1),
+            ConvNormAct(channels // 16, channels // 4, kernel_size=5),
+        )
+        self.up = AdapterUp(channels, hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        reduced = F.relu(self.down(hidden_states))  # (batch, 1 + patches, channels)
+        patch_map = reduced[:, 1:].transpose(1, 2).unflatten(2, grid)  # (batch, channels, rows, columns)
+        convolved = torch.cat([self.branch1(patch_map), self.branch3(patch_map), self.branch5(patch_map)], dim=1)
+        patches = convolved.flatten(2).transpose(1, 2)
+        # Original: the class token skips the convolutions, and what skips is added again, so it counts twice.
+        return self.up(torch.cat([reduced[:, :1], patches], dim=1) + reduced)
+
+
+class D2VprLayer(Dinov2Layer):
+    """A DINOv2 block with an adapter beside its MLP."""
+
+    def __init__(self, config: Dinov2Config, adapter_dim: int) -> None:
+        super().__init__(config)
+        self.adapter = D2VprAdapter(config.hidden_size, adapter_dim)
+
+    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+        attended, _ = self.attention(self.norm1(hidden_states))
+        hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended))
+        normed = self.norm2(hidden_states)
+        # Original: the adapter counts a fifth, and stands inside the second residual branch, before its layer scale.
+        branch = self.mlp(normed) + 0.2 * self.adapter(normed, grid)
+        return hidden_states + self.drop_path(self.layer_scale2(branch))
+
+
+class D2VprEncoder(nn.Module):
+    """The student's blocks."""
+
+    def __init__(self, config: Dinov2Config, adapter_dim: int) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList([D2VprLayer(config, adapter_dim) for _ in range(config.num_hidden_layers)])
+
+    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int], keep: set[int]) -> dict[int, torch.Tensor]:
+        """Outputs of the blocks in `keep`, by block number from 1; 0 is the embedding."""
+        kept = {0: hidden_states} if 0 in keep else {}
+        for number, layer in enumerate(self.layer, start=1):
+            hidden_states = layer(hidden_states, grid)
+            if number in keep:
+                kept[number] = hidden_states
+        return kept
+
+
+class D2VprBackbone(Dinov2PreTrainedModel):
+    """The student: DINOv2 with adapters, whose tensors bear the names of transformers' `Dinov2Model`."""
+
+    _no_split_modules = ["D2VprEmbeddings", "D2VprLayer"]  # noqa: RUF012
+
+    def __init__(self, config: Dinov2Config, adapter_dim: int, interpolate_offset: float) -> None:
+        super().__init__(config)
+        self.embeddings = D2VprEmbeddings(config, interpolate_offset)
+        self.encoder = D2VprEncoder(config, adapter_dim)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, AdapterUp):
+            init.zeros_(module.weight)
+
+    def forward(self, pixel_values: torch.Tensor, grid: tuple[int, int], keep: set[int]) -> dict[int, torch.Tensor]:
+        return self.encoder(self.embeddings(pixel_values), grid, keep)
+
+
+class D2VprRecovery(nn.Module):
+    """The distillation recovery module: the outputs of several blocks, joined and brought to the aggregator's width."""
+
+    def __init__(self, config: D2VprConfig) -> None:
+        super().__init__()
+        joined = len(config.recovery_layers) * config.backbone_config.hidden_size
+        self.projection = nn.Linear(joined, config.aggregator_dim)
+        self.norm = nn.LayerNorm(config.aggregator_dim, eps=1e-6)
+
+    def forward(self, block_outputs: list[torch.Tensor]) -> torch.Tensor:
+        return self.norm(self.projection(torch.cat(block_outputs, dim=-1)))
+
+
+def patch_grid(pixel_values: torch.Tensor, patch: int) -> tuple[int, int]:
+    """(rows, columns) of patches of `patch` pixels in (batch, 3, height, width)."""
+    if pixel_values.ndim != 4 or any(side % patch or not side for side in pixel_values.shape[-2:]):
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}, but must be (batch, 3, height, width) with height "
+            f"and width multiples of {patch} pixels. Prepare images with the checkpoint's processor."
+        )
+    return pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+
+
+# By these words transformers says that there are no safetensors. Its own advice is to read pickles.
+NO_SAFETENSORS = ("cannot be loaded with `safetensors`", "Error no file named model.safetensors found")
+# What tells transformers where on the Hub, and in which cache, a checkpoint lies.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+def saved_with_encoder(name: str | os.PathLike, arguments: dict) -> bool:
+    """Whether the checkpoint's own configuration asks for the cross-image encoder."""
+    saved, _ = D2VprConfig.get_config_dict(name, **{key: arguments[key] for key in HUB_ARGUMENTS if key in arguments})
+    return bool(saved.get("cross_image_encoder"))
+
+
+def own_memory(model: nn.Module) -> None:
+    """Copies weights out of the mapped checkpoint file.
+
+    In the file they lie at odd addresses, on which matrix products round otherwise, so that a loaded model would differ
+    from the saved one in the last bit; and a file that is replaced would change under a running model.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "cpu":
+            tensor.data = tensor.data.clone()
+
+
+class D2VprPreTrainedModel(PreTrainedModel):
+    """Initialisation, and loading and saving that leave nothing out in silence."""
+
+    config: D2VprConfig
+    base_model_prefix = "d2vpr"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["D2VprEmbeddings", "D2VprLayer", "D2VprAggregator"]  # noqa: RUF012
+    _supports_sdpa = True
+    # Each by itself: the whole module would bring the whole numbers of its files to float32 too.
+    _keep_in_fp32_modules_strict = ["reduction.mean", "reduction.components", "head.weight"]  # noqa: RUF012
+    _warned_of_company = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, GeM):
+            init.constant_(module.p, 3.0)
+        elif isinstance(module, D2VprHead):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, OffsetHead):
+            # The scale 0.5 + 1.5 * sigmoid(bias) is 1 here: new regions start as they are cut.
+            init.zeros_(module.weight)
+            init.copy_(module.bias, torch.tensor([0.0, 0.0, -math.log(2), -math.log(2)]))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args,
+        output_loading_info: bool = False,
+        **kwargs,
+    ) -> Self | tuple[Self, dict]:
+        """The model of a checkpoint folder or Hub repository; arguments as transformers' own.
+
+        Only safetensors are read. With `cross_image_encoder=False` a checkpoint that holds an encoder loads without it.
+        `descriptor_dim` chooses the length of the descriptors where the checkpoint has `nested_dims`.
+
+        Raises: ValueError naming every weight that is missing, unexpected or of another shape, or the lengths that the
+            checkpoint has where `descriptor_dim` is none of them. OSError if there is no such checkpoint.
+        """
+        kwargs |= {"use_safetensors": True, "ignore_mismatched_sizes": True}
+        try:
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
+            )
+        except OSError as error:
+            if not any(words in str(error) for words in NO_SAFETENSORS):
+                raise
+            raise OSError(
+                f"{pretrained_model_name_or_path} holds no model.safetensors, and weights of another kind, such as "
+                "pytorch_model.bin, aren't read: unpickling runs whatever code is in them. Ask for safetensors, or use "
+                "`d2vpr convert` for a published checkpoint."
+            ) from error
+        unexpected = set(info["unexpected_keys"])
+        if not model.config.cross_image_encoder and saved_with_encoder(pretrained_model_name_or_path, kwargs):
+            unexpected = {key for key in unexpected if not key.startswith(ENCODER_PREFIX)}
+        problems = [f"missing: {key}" for key in sorted(info["missing_keys"])]
+        problems += [f"unexpected: {key}" for key in sorted(unexpected)]
+        problems += [
+            f"{key}: shape {tuple(found)}, expected {tuple(expected)}"
+            for key, found, expected in sorted(info["mismatched_keys"])
+        ]
+        problems += list(info["error_msgs"])
+        if problems:
+            raise ValueError(
+                f"The weights in {pretrained_model_name_or_path} don't fit {cls.__name__} with its configuration:\n  "
+                + "\n  ".join(problems)
+                + "\nUse the config.json saved with these weights, or `d2vpr convert` for a published checkpoint."
+            )
+        own_memory(model)
+        return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Writes weights, configuration and the code that loads them without this package.
+
+        A folder without a processor gets the default one (224 x 224 pixels), so that every checkpoint prepares images
+        by itself; a processor that lies there already stays.
+        """
+        if not (Path(save_directory) / IMAGE_PROCESSOR_NAME).exists():
+            D2VprImageProcessor().save_pretrained(save_directory)
+        super().save_pretrained(save_directory, **kwargs)
+
+    def warn_of_company(self) -> None:
+        if self._warned_of_company:
+            return
+        self._warned_of_company = True
+        warnings.warn(
+            "The cross-image encoder is on: each descriptor depends on the other images of its batch, and so does "
+            "recall. For descriptors that stand alone load the model with cross_image_encoder=False.",
+            stacklevel=2,
+        )
+
+
+class D2VprModel(D2VprPreTrainedModel):
+    """D2-VPR: one descriptor an image, by which photos of the same place are nearest neighbours.
+
+    A configuration with a `pca_source` adds a PCA at the end, whose weights are the checkpoint's; one with a `head_dim`
+    adds a learned projection. With `nested_dims` its first numbers alone are a descriptor too:
+    `from_pretrained(folder, descriptor_dim=256)` gives the first 256, brought to unit length again. The projection
+    stays whole, so that a model saved at 256 opens at 512 as well.
+
+    Without the cross-image encoder a descriptor depends on its image alone. With it (`cross_image_encoder=True`, which
+    a converted checkpoint that holds one asks for) the images of a batch attend to each other: the same photo gets
+    another descriptor in another company, results depend on batch size and order, and a single image gains nothing.
+    The model then warns once.
+
+    Source: arXiv 2511.12528.
+    """
+
+    _auto_class = "AutoModel"
+
+    def __init__(self, config: D2VprConfig) -> None:
+        super().__init__(config)
+        config.check_descriptor()
+        self.backbone = D2VprBackbone(config.backbone_config, config.adapter_dim, config.interpolate_offset)
+        self.recovery = D2VprRecovery(config)
+        self.aggregator = D2VprAggregator(config)
+        if config.cross_image_encoder:
+            self.encoder = cross_image_encoder(config.aggregator_dim, config.dropout)
+        if config.pca_source is not None:
+            self.reduction = D2VprReduction(config)
+        if config.head_dim is not None:
+            self.head = D2VprHead(config)
+        self.post_init()
+
+    @classmethod
+    def from_dinov2(cls, name_or_path: str | os.PathLike, **config) -> Self:
+        """A new student that starts from DINOv2's weights, with adapters that do nothing yet.
+
+        Args:
+            name_or_path: a DINOv2 checkpoint, such as "facebook/dinov2-small".
+            config: fields of `D2VprConfig`; its `backbone_config` is the checkpoint's.
+
+        Raises: ValueError if a tensor of the student is neither in the checkpoint nor an adapter's.
+        """
+        dinov2, info = Dinov2Model.from_pretrained(name_or_path, output_loading_info=True, dtype=torch.float32)
+        if absent := sorted(info["missing_keys"]):
+            raise ValueError(
+                f"{name_or_path} lacks {absent}, so it can't start a student. Give a whole DINOv2 checkpoint."
+            )
+        model = cls(D2VprConfig(backbone_config=dinov2.config, **config))
+        weights = {key: value for key, value in dinov2.state_dict().items() if key not in UNUSED_DINOV2_TENSORS}
+        missing, unexpected = model.backbone.load_state_dict(weights, strict=False)
+        strangers = [key for key in missing if ".adapter." not in key] + unexpected
+        if strangers:
+            raise ValueError(
+                f"{name_or_path} and the student don't hold the same tensors: {strangers}. Give a DINOv2 checkpoint."
+            )
+        return model
+
+    def add_reduction(
+        self, mean: torch.Tensor, components: torch.Tensor, files: torch.Tensor, source: dict[str, object]
+    ) -> None:
+        """Puts a PCA behind the model, in place; from then on it is part of the configuration and of the checkpoint.
+
+        Args:
+            mean: (14 * aggregator_dim) of the descriptors that the PCA was fitted on.
+            components: (descriptor_dim, 14 * aggregator_dim) orthonormal rows.
+            files: (images, 2) int64 size in bytes and first 8 bytes of the SHA-256 of each file; (0, 2) where the
+                images were no files.
+            source: the configuration's `pca_source`.
+
+        Raises: ValueError if the model has a PCA or a head already, or a tensor's shape doesn't fit. huggingface_hub's
+            StrictDataclassError if the source doesn't hold what the configuration asks for.
+        """
+        self._refuse_second_end()
+        fields = {**self.config.to_dict(), "pca_source": source, "descriptor_dim": len(components)}
+        checked = type(self.config).from_dict(fields)
+        reduction = D2VprReduction(checked)
+        tensors = {"mean": mean, "components": components, "files": files}
+        expected = {name: tuple(tensor.shape) for name, tensor in reduction.state_dict().items()}
+        if (found := {name: tuple(tensor.shape) for name, tensor in tensors.items()}) != expected:
+            raise ValueError(
+                f"The PCA's tensors have the shapes {found}, but this model and `source` ask for {expected}. Fit the "
+                "PCA on descriptors of this model."
+            )
+        reduction.load_state_dict(tensors)
+        self.reduction = reduction.to(self.device).train(self.training)
+        self.config.descriptor_dim, self.config.pca_source = checked.descriptor_dim, checked.pca_source
+
+    def add_head(self, dim: int, seed: int = 0, nested_dims: Sequence[int] | None = None) -> None:
+        """Puts a new head behind the model, in place: a random projection to `dim` numbers, for training to improve.
+
+        From then on it is part of the configuration and of the checkpoint.
+
+        Args:
+            dim: numbers in a descriptor, such as 512 or 256.
+            seed: draws the projection.
+            nested_dims: the configuration's, such as (512, 256), where training is to make prefixes descriptors too.
+
+        Raises: ValueError if the model has a head or a PCA already. huggingface_hub's StrictDataclassError if `dim` or
+            `nested_dims` is none that the configuration admits.
+        """
+        self._refuse_second_end()
+        ends = {"head_dim": dim, "descriptor_dim": dim, "nested_dims": nested_dims}
+        checked = type(self.config).from_dict({**self.config.to_dict(), **ends})
+        head = D2VprHead(checked)
+        nn.init.normal_(head.weight, std=head.in_features**-0.5, generator=torch.Generator().manual_seed(seed))
+        self.head = head.to(self.device).train(self.training)
+        for name in ends:
+            setattr(self.config, name, getattr(checked, name))
+
+    def _refuse_second_end(self) -> None:
+        if self.config.pca_source is not None:
+            raise ValueError(
+                f"The model ends in a PCA to {self.config.descriptor_dim} numbers already, fitted on "
+                f"{self.config.pca_source['name']}. Load the checkpoint it was made of, and go on from that."
+            )
+        if self.config.head_dim is not None:
+            raise ValueError(
+                f"The model ends in a head to {self.config.head_dim} numbers already. Load the checkpoint it was put "
+                "on, or train this head further."
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        output_hidden_states: bool | None = None,
+        images_per_group: int | None = None,
+    ) -> D2VprModelOutput:
+        """Descriptors of a batch of images.
+
+        Args:
+            pixel_values: (batch, 3, height, width) as the processor makes them, height and width multiples of 14
+                pixels.
+            output_hidden_states: whether to keep what every block gives.
+            images_per_group: with the cross-image encoder, images attend to each other within groups of so many that
+                follow each other in the batch; None makes the batch one group.
+
+        Raises: ValueError if height or width is no multiple of the patch size, the batch none of `images_per_group`,
+            or that is given without an encoder.
+        """
+        grid = patch_grid(pixel_values, self.config.backbone_config.patch_size)
+        keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        layers = self.config.recovery_layers
+        keep = set(range(self.config.backbone_config.num_hidden_layers + 1)) if keep_all else set(layers)
+        blocks = self.backbone(pixel_values, grid, keep)
+        tokens = self.recovery([blocks[layer] for layer in layers])  # (batch, 1 + patches, dim)
+        patch_map = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)  # (batch, dim, rows, columns)
+        vectors, boxes, features = self.aggregator(patch_map, tokens[:, 0])  # vectors (batch, 14, dim)
+        if self.config.cross_image_encoder:
+            self.warn_of_company()
+            vectors = attend_across_images(self.encoder, vectors, images_per_group)
+        else:
+            refuse_groups_without_encoder(images_per_group)
+        # float32 under autocast too: rounding here would shift every similarity.
+        vectors = vectors.float()
+        descriptor = F.normalize(vectors.flatten(1), dim=-1)  # (batch, 14 * dim)
+        if self.config.pca_source is not None:
+            descriptor = self.reduction(descriptor)  # (batch, descriptor_dim)
+        if self.config.head_dim is not None:
+            descriptor = self.head(descriptor, self.config.descriptor_dim)  # (batch, descriptor_dim)
+        hidden_states = tuple(blocks[number] for number in sorted(blocks)) if keep_all else None
+        return D2VprModelOutput(tokens, descriptor, boxes, features, vectors, hidden_states)
+
+
+__all__ = ["D2VprModel", "D2VprModelOutput", "D2VprPreTrainedModel"]
