@@ -125,7 +125,7 @@ def test_a_trained_model_comes_back_bit_for_bit_with_its_recall(hub, tmp_path, t
     assert json.loads(files["evaluations/folders.json"])["recall"]["recall@1"] == evaluation.recall[1]
     assert str(tmp_path).encode() not in b"".join(files.values())
     card = files["README.md"].decode()
-    assert f"| folders | 18 | 9 | {100 * evaluation.recall[1]:.1f} |" in card
+    assert f"| folders | 18 | 9 | {100 * evaluation.recall[1]:.1f} ({evaluation.hits[1]}) |" in card
     assert "base_model:\n- facebook/dinov2-small\n" in card
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,10 +11,12 @@ from made_training import STUDENT
 from PIL import Image
 from transformers import AutoModel
 
+from d2vpr_hf import pretrained_path
 from d2vpr_hf.cli import main
 from d2vpr_hf.training.arguments import DistillArguments, FinetuneArguments
 from d2vpr_hf.training.recipe import Recipe
 
+ROOT = Path(__file__).parents[2]
 SMALL = {"height": 56, "width": 70}
 
 
@@ -99,6 +102,29 @@ def test_a_file_with_stages_runs_and_goes_on(values, tmp_path, capsys):
     assert first == second
     assert main(["train", "--config", str(path)]) == 2
     assert "holds a training run" in capsys.readouterr().err
+
+
+def test_the_recipe_of_the_shipped_checkpoint_is_how_it_was_trained():
+    values = yaml.safe_load((ROOT / "examples/configs/d2vpr_small.yaml").read_text())
+    recipe = Recipe.read(values, {}, "d2vpr_small.yaml")
+    shipped = json.loads((pretrained_path("d2vpr-small") / "training.json").read_text())["stages"]
+    assert [stage["arguments"]["stage"] for stage in shipped] == [stage.stage for stage in recipe.stages]
+    # Folders and workers differ, and how long stage 1 might have gone on; two processes shared a batch of stage 2.
+    differ = {"data", "output", "model", "model_config", "teacher_cache", "validation", "workers", "threads", "resume"}
+    differ |= {"validate_every", "validation_k", "save_every"}
+    for number, (stage, record) in enumerate(zip(recipe.stages, shipped, strict=True)):
+        ran, asked = record["arguments"], stage.to_dict()
+        if number == 0:
+            assert (asked["max_steps"], ran["schedule"]) == (record["step"], "constant")
+            ran = ran | {"max_steps": asked["max_steps"]}
+        ran = ran | {"places_per_batch": ran["places_per_batch"] * record["processes"]}
+        assert {name: value for name, value in asked.items() if name not in differ and ran.get(name) != value} == {}
+    assert recipe.stages[0].model_config == shipped[0]["arguments"]["model_config"]
+    trained_on, held_out = recipe.photos["views"].keys, recipe.photos["held_out"].keys
+    assert len(held_out["only"]) == 16
+    assert {*held_out["only"]} < {*trained_on["exclude"]}
+    # The demo draws its town with seed 0.
+    assert all(made.keys["seed"] >= 70_000 for made in recipe.photos.values() if made.panoramas is None)
 
 
 @pytest.mark.parametrize(

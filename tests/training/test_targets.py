@@ -135,7 +135,8 @@ def test_a_teacher_sees_photos_as_they_are_while_the_student_sees_them_augmented
 
 
 def test_a_whitened_teacher_is_followed_through_a_projection_and_the_same_after_a_stop(training_town, tmp_path):
-    keys = DISTILL | {"teacher": "given", "teacher_whitening": 2, "learning_rate": 1e-2, "save_every": 2, "epochs": 2}
+    keys = DISTILL | {"teacher": "given", "teacher_whitening": 2, "learning_rate": 1e-2, "epochs": 2}
+    keys |= {"save_every": 2, "keep_states": 3}
     whole = train(arguments(training_town, tmp_path / "whole", **keys), teacher=Colours())
     assert whole.steps == 6
     found = losses(RunFolder(tmp_path / "whole").records())

@@ -49,7 +49,7 @@ class Whitening:
                 "directions. Lower it, or give more photos."
             )
         projection = directions[:, :dim] / variances[:dim].sqrt()
-        return cls(mean.float(), projection.float())
+        return cls(mean.float(), projection.float().contiguous())
 
     def __call__(self, regional: torch.Tensor) -> torch.Tensor:
         """(images, 14, dim) of unit length, of (images, 14, width)."""
@@ -58,7 +58,7 @@ class Whitening:
 
     def save(self, path: Path) -> None:
         """Writes it whole or not at all."""
-        replace_file(path, save({"mean": self.mean, "projection": self.projection.contiguous()}))
+        replace_file(path, save({"mean": self.mean, "projection": self.projection}))
 
     @classmethod
     def load(cls, path: Path) -> Self:
