@@ -110,6 +110,12 @@ def by_place(found: dict[str, Any]) -> dict[str, dict[str, dict[str, float | int
     return split
 
 
+def checkpoint_minus(difference: dict[str, Any]) -> tuple[float, list[float]]:
+    """Recall@1 of the checkpoint minus that of another, and its interval; `d2vpr evaluate` subtracts the first."""
+    low, high = difference["recall@1"]["interval"]
+    return -difference["recall@1"]["difference"] + 0.0, [-high + 0.0, -low + 0.0]
+
+
 def rows_of(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """The table's rows of one set; a difference is the checkpoint's recall@1 minus the row's."""
     rows = []
@@ -125,10 +131,7 @@ def rows_of(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
             "skipped": sum(len(photos) for photos in result["skipped"].values()),
         }
         if model in found["differences"]:
-            # `d2vpr evaluate` subtracts the first model from the others; here it is the other way round.
-            other = found["differences"][model]["recall@1"]
-            low, high = other["interval"]
-            row |= {"checkpoint_minus_this": -other["difference"] + 0.0, "interval": [-high + 0.0, -low + 0.0]}
+            row["checkpoint_minus_this"], row["interval"] = checkpoint_minus(found["differences"][model])
         rows.append(row)
     return rows
 
@@ -200,11 +203,7 @@ def _row(model: str, result: dict[str, Any], difference: dict[str, Any] | None) 
     if model.startswith("scores:"):
         row["source"] = PUBLISHED_SOURCE
     if difference is not None:
-        low, high = difference["recall@1"]["interval"]
-        row |= {
-            "difference": -difference["recall@1"]["difference"] + 0.0,
-            "difference_interval": [-high + 0.0, -low + 0.0],
-        }
+        row["difference"], row["difference_interval"] = checkpoint_minus(difference)
     return row
 
 

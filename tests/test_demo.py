@@ -23,9 +23,9 @@ from d2vpr_hf.demo import (
     own_split,
     thumbnail_descriptors,
     town_split,
-    untrained_like,
     write_demo_model,
 )
+from d2vpr_hf.evaluation.peers import random_weights
 from d2vpr_hf.models.checkpoint import save_checkpoint
 from d2vpr_hf.pretrained import pretrained_path
 from d2vpr_hf.retrieval.embed import weight_hash
@@ -198,7 +198,7 @@ def test_an_easy_query_set_is_found(town, tmp_path, tiny_model, tiny_processor):
     database, queries = read_photo_folder(town / "database"), read_photo_folder(town / "queries_easy")
     split = demo.Split(database, queries, ["day", "night", "day"])
     settings = {"model": tiny_model, "processor": tiny_processor, "embedding": {"progress": False}}
-    result = locate_split(split, tmp_path, untrained=untrained_like(tiny_model), **settings)
+    result = locate_split(split, tmp_path, untrained=random_weights(tiny_model), **settings)
     assert list(result.recall) == ["this model", "random weights", demo.THUMBNAIL, "chance"]
     assert result.recall[demo.THUMBNAIL] == {1: 1.0, 5: 1.0}
     assert (result.judged, result.hard_queries) == (3, 1)
@@ -216,7 +216,7 @@ def test_an_easy_query_set_is_found(town, tmp_path, tiny_model, tiny_processor):
 
 def test_random_weights_are_the_same_each_time_and_leave_the_random_state(tiny_model):
     state = torch.get_rng_state()
-    first, second = untrained_like(tiny_model), untrained_like(tiny_model)
+    first, second = random_weights(tiny_model), random_weights(tiny_model)
     assert torch.equal(torch.get_rng_state(), state)
     assert weight_hash(first) == weight_hash(second) != weight_hash(tiny_model)
     assert first.config.to_dict() == tiny_model.config.to_dict()

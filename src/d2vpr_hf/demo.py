@@ -1,6 +1,5 @@
 """The demo: from photos to places and a page of answers, with nothing but what this package makes."""
 
-import copy
 import hashlib
 import json
 import shutil
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
 
 from . import __version__
 from .data.coordinates import distances_m, positives_within
@@ -212,13 +210,6 @@ def is_demo_model(folder: str | Path) -> bool:
         return False
 
 
-def untrained_like(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same configuration with seeded random weights: what training has to beat."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        return type(model)(copy.deepcopy(model.config)).eval()
-
-
 def chance_recall(positives: Sequence[np.ndarray], photos: int, ks: Sequence[int]) -> dict[int, float]:
     """Recall@k to expect of a ranking drawn at random, for each k.
 
@@ -340,7 +331,8 @@ def locate_split(
         folder: gets `places/` (the index), `pictures/` and `answers.html`.
         model: gives descriptors as `pooler_output`.
         processor: the model's image processor.
-        untrained: a model to compare with, such as `untrained_like` makes it, with the same processor; None for none.
+        untrained: a model to compare with, such as `peers.random_weights` makes it, with the same
+            processor; None for none.
         notes: what the reader of the page must know, one paragraph each.
         embedding: further keywords of `embed_images`.
 

@@ -55,7 +55,8 @@ def run(options: argparse.Namespace) -> int:
     show = _nowhere if options.json else print
     own_model = options.model is not None
     show(f"These are the answers of the checkpoint {options.model}." if own_model else FIRST_LINE)
-    from ..demo import check_folder, claim_folder, locate_split, own_split, town_split, untrained_like, write_demo_model
+    from ..demo import check_folder, claim_folder, locate_split, own_split, town_split, write_demo_model
+    from ..evaluation.peers import random_weights
 
     quieten_transformers()
     out = Path(options.out)
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         folder,
         model=checkpoint.model,
         processor=checkpoint.processor,
-        untrained=None if own_model else untrained_like(checkpoint.model),
+        untrained=None if own_model else random_weights(checkpoint.model),
         notes=notes,
         embedding=embedding_settings(options),
     )

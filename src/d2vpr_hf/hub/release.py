@@ -78,10 +78,10 @@ def write_release(
     digest = weight_hash(model)
     results = read_evaluations(evaluations, digest)
     tables = read_comparisons(comparisons, digest)
-    training = _own_record(model, digest, TRAINING_FILE) if training is None else training
-    record = None if training is None else read_training(training)
-    about = _own_record(model, digest, ABOUT_FILE) if about is None else about
-    said = None if about is None else read_about(about)
+    given = {TRAINING_FILE: training, ABOUT_FILE: about}
+    given |= _own_records(model, digest, [file for file, content in given.items() if content is None])
+    record = None if given[TRAINING_FILE] is None else read_training(given[TRAINING_FILE])
+    said = None if given[ABOUT_FILE] is None else read_about(given[ABOUT_FILE])
     cost = model_cost(model, height=processor.size["height"], width=processor.size["width"]).to_json()
     if license is None and model.config.converted_from is None:
         license = DEFAULT_LICENSE
@@ -116,12 +116,13 @@ def write_release(
     return folder
 
 
-def _own_record(model: PreTrainedModel, digest: str, file: str) -> Path | None:
-    """A record of the folder that the model was loaded from, unless the weights have changed since."""
-    path = Path(getattr(model, "name_or_path", "") or ".") / file
-    if not getattr(model, "name_or_path", "") or not path.is_file():
-        return None
-    return path if weight_hash(type(model).from_pretrained(path.parent)) == digest else None
+def _own_records(model: PreTrainedModel, digest: str, files: Sequence[str]) -> dict[str, Path]:
+    """{file: path} of the records in the folder that the model was loaded from, unless its weights changed since."""
+    folder = Path(getattr(model, "name_or_path", "") or ".")
+    found = {file: folder / file for file in files if (folder / file).is_file()}
+    if not getattr(model, "name_or_path", "") or not found:
+        return {}
+    return found if weight_hash(type(model).from_pretrained(folder)) == digest else {}
 
 
 def _write_sentence_transformers(folder: Path, model: PreTrainedModel) -> None:
