@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from d2vpr_hf.cli import main as d2vpr
-from d2vpr_hf.data.images import path_to_text
-from d2vpr_hf.evaluation.reports import Table
+from d2vpr_hf.cli.main import main as d2vpr
+from d2vpr_hf.evaluation.table import Table
+from d2vpr_hf.files import path_to_text
 
 TOY_POSITIVES = Path(__file__).with_name("toy_san_francisco_positives.json")
 PUBLISHED = ("NetVLAD", "denseVLAD", "HybridNet")

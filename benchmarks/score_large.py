@@ -29,8 +29,8 @@ import numpy as np
 import torch
 
 from d2vpr_hf import Descriptors, PlaceIndex
-from d2vpr_hf.data.coordinates import Positions, positives_within
 from d2vpr_hf.evaluation.recall import recall_at_k
+from d2vpr_hf.photos.positions import Positions, positives_within
 from d2vpr_hf.retrieval.nearest import nearest_rows
 
 METRIC = Path(__file__).parents[1] / "metrics" / "recall_at_k"

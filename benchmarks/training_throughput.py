@@ -21,11 +21,11 @@ import torch
 from accelerate import Accelerator
 
 from d2vpr_hf import D2VprConfig, D2VprImageProcessor, D2VprModel, make_town
-from d2vpr_hf.data.augmentation import AUGMENTATIONS, TrainingTransform
-from d2vpr_hf.data.place_sampler import PlaceSampler
-from d2vpr_hf.data.training_images import TrainingBatch, TrainingImages, training_loader
-from d2vpr_hf.data.training_places import read_training_places
+from d2vpr_hf.protocols.places import read_training_places
 from d2vpr_hf.training.arguments import FinetuneArguments
+from d2vpr_hf.training.data.batches import TrainingBatch, TrainingImages, training_loader
+from d2vpr_hf.training.data.sampler import PlaceSampler
+from d2vpr_hf.training.data.transform import AUGMENTATIONS, TrainingTransform
 from d2vpr_hf.training.stages import Finetune, Student
 from d2vpr_hf.training.trainable import freeze
 from d2vpr_hf.training.trainer import make_optimizer

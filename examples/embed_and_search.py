@@ -11,7 +11,7 @@ from pathlib import Path
 from transformers import AutoImageProcessor, AutoModel
 
 import d2vpr_hf
-from d2vpr_hf.data.folders import read_photo_folder
+from d2vpr_hf.photos.folder import read_photo_folder
 
 checkpoint = "d2vpr" if Path("d2vpr").is_dir() else d2vpr_hf.pretrained_path("d2vpr-small")
 model, processor = AutoModel.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)

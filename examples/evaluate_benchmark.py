@@ -2,7 +2,7 @@
 
     python examples/evaluate_benchmark.py
 
-The benchmark is a small town that the script draws; any named one (`d2vpr_hf.data.benchmark_records`) runs the same
+The benchmark is a small town that the script draws; any named one (`d2vpr_hf.protocols.records`) runs the same
 way. It uses the checkpoint folder `d2vpr` of the working directory, or else the checkpoint that comes with the package.
 The other model is a peer of a few lines: a photo's own thumbnail as its descriptor.
 """
@@ -13,10 +13,10 @@ import torch
 from transformers import AutoImageProcessor, AutoModel
 
 import d2vpr_hf
-from d2vpr_hf.evaluation.charts import recall_chart
-from d2vpr_hf.evaluation.error_map import error_maps
-from d2vpr_hf.evaluation.figures_page import comparison_page
-from d2vpr_hf.evaluation.peers import PeerModel, SquashProcessor
+from d2vpr_hf.evaluation.baselines import PeerModel, SquashProcessor
+from d2vpr_hf.reports.charts import recall_chart
+from d2vpr_hf.reports.error_map import error_maps
+from d2vpr_hf.reports.figures_page import comparison_page
 
 
 class Thumbnail:

@@ -10,7 +10,7 @@ Without --config it draws small towns and runs the whole way in minutes: a tiny 
 
 import sys
 
-from d2vpr_hf.cli import main
+from d2vpr_hf.cli.main import main
 
 # Worker processes import this file too, and must not train.
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Makes a trained checkpoint one that the package ships: src/d2vpr_hf/pretrained/NAME and model_cards/NAME.md.
+"""Makes a trained checkpoint one that the package ships: src/d2vpr_hf/models/pretrained/NAME and model_cards/NAME.md.
 
     python model_cards/ship.py d2vpr-small CHECKPOINT --about about.json --sources sources.json \\
         --evaluation corridor/results.json --comparison corridor.json
@@ -20,7 +20,7 @@ from typing import Any
 from d2vpr_hf import D2VprImageProcessor, D2VprModel, write_release
 from d2vpr_hf.hub.records import COMPARISONS_FOLDER, COST_FILE, EVALUATIONS_FOLDER
 from d2vpr_hf.models.checkpoint import ABOUT_FILE, TRAINING_FILE, round_to_float16
-from d2vpr_hf.retrieval.embed import weight_hash
+from d2vpr_hf.retrieval.embedder import weight_hash
 
 ROOT = Path(__file__).parents[1]
 MOST_BYTES, MOST_PARAMETERS = 16_000_000, 8_000_000
@@ -70,7 +70,7 @@ def ship(
         own = [path for path in sorted((checkpoint / EVALUATIONS_FOLDER).glob("*.json")) if path.name != COST_FILE]
         evaluations = evaluations or own
         comparisons = comparisons or sorted((checkpoint / COMPARISONS_FOLDER).glob("*.json"))
-    target, card = root / "src/d2vpr_hf/pretrained" / name, root / "model_cards" / f"{name}.md"
+    target, card = root / "src/d2vpr_hf/models/pretrained" / name, root / "model_cards" / f"{name}.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
         draft = write_release(

@@ -9,7 +9,7 @@ from PIL import Image
 from pyproj import Proj
 from scipy.io import savemat
 
-from d2vpr_hf.data.benchmark_records import PROTOCOLS
+from d2vpr_hf.protocols.records import PROTOCOLS
 
 EAST_M, NORTH_M = 500_000.0, 4_000_000.0
 # Metres east of each other: the first query is 25, 5 and 35 m from the database photos, the last query 65, 45 and 5.

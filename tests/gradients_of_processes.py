@@ -17,10 +17,10 @@ from accelerate import Accelerator
 from made_training import student
 from safetensors.torch import save_file
 
-from d2vpr_hf.data.training_images import TrainingBatch
 from d2vpr_hf.models.d2vpr import aggregator_d2vpr
 from d2vpr_hf.models.d2vpr.regions_d2vpr import RegionPoints, region_points
 from d2vpr_hf.training.arguments import FinetuneArguments
+from d2vpr_hf.training.data.batches import TrainingBatch
 from d2vpr_hf.training.stages import Finetune, Student
 from d2vpr_hf.training.trainable import freeze
 

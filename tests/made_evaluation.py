@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from d2vpr_hf.data.coordinates import Positions
-from d2vpr_hf.data.folders import PhotoFolder
-from d2vpr_hf.evaluation.labels import Protocol
+from d2vpr_hf.evaluation.protocol import Protocol
 from d2vpr_hf.evaluation.recall import recall_at_k
 from d2vpr_hf.evaluation.results import Evaluation
+from d2vpr_hf.photos.folder import PhotoFolder
+from d2vpr_hf.photos.positions import Positions
 
 METRES_A_DEGREE = 111_194.0
 SETTINGS = {

@@ -17,7 +17,7 @@ from loopback_hub import LoopbackHub
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from d2vpr_hf import write_release
-from d2vpr_hf.demo import town_split
+from d2vpr_hf.cli.demo_town import town_split
 from d2vpr_hf.models.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -45,7 +45,7 @@ import sys
 import traceback
 from contextlib import redirect_stdout
 
-from d2vpr_hf.cli import main
+from d2vpr_hf.cli.main import main
 
 for page, blocks in json.load(open("blocks.json")):
     names = {"__name__": "__main__"}

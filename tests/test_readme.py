@@ -4,8 +4,8 @@ import re
 import tomllib
 from pathlib import Path
 
-from d2vpr_hf.cli import COMMANDS
-from d2vpr_hf.data.images import list_images
+from d2vpr_hf.cli.main import COMMANDS
+from d2vpr_hf.photos.images import list_images
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def test_the_two_commands_make_an_environment_and_use_it():
     assert demo == start + ". && .venv/bin/d2vpr demo"
     assert develop == start + '-e ".[dev]" && .venv/bin/python -m pytest'
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert project["scripts"] == {"d2vpr": "d2vpr_hf.cli:main"}
+    assert project["scripts"] == {"d2vpr": "d2vpr_hf.cli.main:main"}
     assert "dev" in project["optional-dependencies"]
     assert (ROOT / "constraints.txt").is_file()
 

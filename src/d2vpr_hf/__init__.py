@@ -13,24 +13,13 @@ from .models.cricavpr.modeling_cricavpr import CricaVprModel
 from .models.d2vpr.configuration_d2vpr import D2VprConfig
 from .models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
 from .models.d2vpr.modeling_d2vpr import D2VprModel
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .data.augmentation import TrainingTransform
-    from .data.benchmark_tables import load_benchmark
-    from .data.export import export_benchmark, push_benchmark
-    from .data.folders import read_photo_folder
-    from .data.made_town import make_town
-    from .data.panorama_files import cut_panoramas
-    from .data.panorama_places import cut_training_views, panorama_conflicts
-    from .data.panoramas import cut_views
-    from .data.place_sampler import PlaceSampler
-    from .data.training_images import TrainingImages, training_loader
-    from .data.training_places import read_training_places
-    from .data.verify import verify_folder
-    from .evaluation.comparison import compare_models
+    from .evaluation.baselines import open_peer
+    from .evaluation.compare import compare_models
     from .evaluation.cost import model_cost, time_model
-    from .evaluation.peers import open_peer
-    from .evaluation.protocol import (
+    from .evaluation.run import (
         benchmark_protocol,
         dataset_protocol,
         evaluate_protocol,
@@ -39,18 +28,28 @@ if TYPE_CHECKING:
     )
     from .hub.push import push_export, push_metric, push_model
     from .hub.release import write_release
-    from .models.convert_original import convert_checkpoint, convert_original_state_dict
-    from .pretrained import pretrained_path
-    from .retrieval.embed import Descriptors, embed_images
+    from .models.convert import convert_checkpoint, convert_original_state_dict
+    from .models.pretrained import pretrained_path
+    from .panoramas.cut import cut_panoramas
+    from .panoramas.training_views import cut_training_views, panorama_conflicts
+    from .panoramas.views import cut_views
+    from .photos.folder import read_photo_folder
+    from .protocols.export import export_benchmark, push_benchmark
+    from .protocols.places import read_training_places
+    from .protocols.table import load_benchmark
+    from .protocols.verify import verify_folder
+    from .retrieval.embedder import Descriptors, embed_images
     from .retrieval.index import PlaceIndex
-    from .retrieval.index_photos import index_photos
     from .retrieval.locate import locate
-    from .retrieval.reduce import attach_pca, fit_pca, reduce_checkpoint
+    from .retrieval.pca import attach_pca, fit_pca, reduce_checkpoint
+    from .retrieval.update import index_photos
+    from .town.make import make_town
     from .training.arguments import resolve_arguments
+    from .training.data.batches import TrainingImages, training_loader
+    from .training.data.sampler import PlaceSampler
+    from .training.data.transform import TrainingTransform
     from .training.teachers import open_teacher
     from .training.trainer import train
-
-__version__ = "0.1.0"
 
 AutoConfig.register("d2vpr", D2VprConfig, exist_ok=True)
 AutoModel.register(D2VprConfig, D2VprModel, exist_ok=True)
@@ -60,46 +59,46 @@ AutoModel.register(CricaVprConfig, CricaVprModel, exist_ok=True)
 AutoImageProcessor.register(CricaVprConfig, image_processor_classes={"pil": D2VprImageProcessor}, exist_ok=True)
 
 LAZY = {
-    "Descriptors": "retrieval.embed",
+    "Descriptors": "retrieval.embedder",
     "PlaceIndex": "retrieval.index",
-    "PlaceSampler": "data.place_sampler",
-    "TrainingImages": "data.training_images",
-    "TrainingTransform": "data.augmentation",
-    "attach_pca": "retrieval.reduce",
+    "PlaceSampler": "training.data.sampler",
+    "TrainingImages": "training.data.batches",
+    "TrainingTransform": "training.data.transform",
+    "attach_pca": "retrieval.pca",
     "benchmark_protocol": "evaluation.protocol",
-    "compare_models": "evaluation.comparison",
-    "convert_checkpoint": "models.convert_original",
-    "convert_original_state_dict": "models.convert_original",
-    "cut_panoramas": "data.panorama_files",
-    "cut_training_views": "data.panorama_places",
-    "cut_views": "data.panoramas",
+    "compare_models": "evaluation.compare",
+    "convert_checkpoint": "models.convert",
+    "convert_original_state_dict": "models.convert",
+    "cut_panoramas": "panoramas.cut",
+    "cut_training_views": "panoramas.training_views",
+    "cut_views": "panoramas.views",
     "dataset_protocol": "evaluation.protocol",
-    "embed_images": "retrieval.embed",
-    "evaluate_protocol": "evaluation.protocol",
-    "export_benchmark": "data.export",
-    "fit_pca": "retrieval.reduce",
+    "embed_images": "retrieval.embedder",
+    "evaluate_protocol": "evaluation.run",
+    "export_benchmark": "protocols.export",
+    "fit_pca": "retrieval.pca",
     "folder_protocol": "evaluation.protocol",
-    "index_photos": "retrieval.index_photos",
-    "load_benchmark": "data.benchmark_tables",
+    "index_photos": "retrieval.update",
+    "load_benchmark": "protocols.table",
     "locate": "retrieval.locate",
-    "make_town": "data.made_town",
+    "make_town": "town.make",
     "model_cost": "evaluation.cost",
-    "open_peer": "evaluation.peers",
+    "open_peer": "evaluation.baselines",
     "open_teacher": "training.teachers",
-    "panorama_conflicts": "data.panorama_places",
-    "pretrained_path": "pretrained",
-    "push_benchmark": "data.export",
+    "panorama_conflicts": "panoramas.training_views",
+    "pretrained_path": "models.pretrained",
+    "push_benchmark": "protocols.export",
     "push_export": "hub.push",
     "push_metric": "hub.push",
     "push_model": "hub.push",
-    "read_photo_folder": "data.folders",
-    "read_training_places": "data.training_places",
-    "reduce_checkpoint": "retrieval.reduce",
+    "read_photo_folder": "photos.folder",
+    "read_training_places": "protocols.places",
+    "reduce_checkpoint": "retrieval.pca",
     "resolve_arguments": "training.arguments",
     "time_model": "evaluation.cost",
     "train": "training.trainer",
-    "training_loader": "data.training_images",
-    "verify_folder": "data.verify",
+    "training_loader": "training.data.batches",
+    "verify_folder": "protocols.verify",
     "with_distractors": "evaluation.protocol",
     "write_release": "hub.release",
 }

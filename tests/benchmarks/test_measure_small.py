@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from d2vpr_hf.cli import main
+from d2vpr_hf.cli.main import main
 from d2vpr_hf.hub.records import read_comparisons
 from d2vpr_hf.models.checkpoint import save_checkpoint
-from d2vpr_hf.retrieval.embed import weight_hash
+from d2vpr_hf.retrieval.embedder import weight_hash
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "measure_small.py"
 

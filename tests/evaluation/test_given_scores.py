@@ -7,10 +7,10 @@ import pytest
 from made_evaluation import photos
 from PIL import Image
 
-from d2vpr_hf.evaluation.comparison import compare_models
+from d2vpr_hf.evaluation.baselines import PeerModel, open_peer
+from d2vpr_hf.evaluation.compare import compare_models
 from d2vpr_hf.evaluation.given_scores import evaluate_scores, read_scores
-from d2vpr_hf.evaluation.labels import Protocol, benchmark_protocol, folder_protocol
-from d2vpr_hf.evaluation.peers import PeerModel, open_peer
+from d2vpr_hf.evaluation.protocol import Protocol, benchmark_protocol, folder_protocol
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 

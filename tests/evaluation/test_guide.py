@@ -4,8 +4,11 @@ import re
 from pathlib import Path
 
 import d2vpr_hf
-from d2vpr_hf.evaluation import comparison, figures_page, intervals, peers, query_methods
-from d2vpr_hf.evaluation.protocol import DEFAULT_KS
+from d2vpr_hf.evaluation import baselines as peers
+from d2vpr_hf.evaluation import compare as comparison
+from d2vpr_hf.evaluation import intervals, query_methods
+from d2vpr_hf.evaluation.run import DEFAULT_KS
+from d2vpr_hf.reports import figures_page
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "evaluating.md").read_text(encoding="utf-8")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from d2vpr_hf.data.benchmark_tables import load_benchmark
-from d2vpr_hf.evaluation.labels import benchmark_protocol, dataset_protocol, folder_protocol, with_distractors
-from d2vpr_hf.evaluation.peers import PeerModel, SquashProcessor
-from d2vpr_hf.evaluation.protocol import evaluate_protocol
+from d2vpr_hf.evaluation.baselines import PeerModel, SquashProcessor
+from d2vpr_hf.evaluation.protocol import benchmark_protocol, dataset_protocol, folder_protocol, with_distractors
+from d2vpr_hf.evaluation.run import evaluate_protocol
+from d2vpr_hf.protocols.table import load_benchmark
 from d2vpr_hf.training.validation import Validator
 
 

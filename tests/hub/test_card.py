@@ -11,11 +11,11 @@ from loopback_hub import card_problems
 from made_evaluation import made_evaluation
 
 from d2vpr_hf import D2VprConfig, D2VprImageProcessor, D2VprModel, write_release
-from d2vpr_hf.evaluation.comparison import Comparison
+from d2vpr_hf.evaluation.compare import Comparison
 from d2vpr_hf.hub import carried_files
 from d2vpr_hf.hub.card import model_card
 from d2vpr_hf.hub.records import read_about, read_comparisons, read_evaluations, read_training
-from d2vpr_hf.retrieval.embed import weight_hash
+from d2vpr_hf.retrieval.embedder import weight_hash
 
 ROOT = Path(__file__).parents[2]
 COST = {
@@ -389,7 +389,9 @@ def test_a_shipped_card_says_how_the_package_opens_it():
 def test_shipped_cards_are_those_of_shipped_checkpoints(tmp_path):
     """Beside the template lies the card of each checkpoint that the package ships, as its records make it today."""
     cards = {path.stem for path in (ROOT / "model_cards").glob("*.md")} - {"template"}
-    shipped = {path.parent.name: path.parent for path in (ROOT / "src/d2vpr_hf/pretrained").glob("*/config.json")}
+    shipped = {
+        path.parent.name: path.parent for path in (ROOT / "src/d2vpr_hf/models/pretrained").glob("*/config.json")
+    }
     assert cards == set(shipped)
     for name, folder in shipped.items():
         card = (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")

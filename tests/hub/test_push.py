@@ -24,7 +24,7 @@ from d2vpr_hf import (
     push_model,
 )
 from d2vpr_hf.models.checkpoint import save_checkpoint
-from d2vpr_hf.retrieval.embed import weight_hash
+from d2vpr_hf.retrieval.embedder import weight_hash
 
 USAGE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -154,7 +154,7 @@ def test_the_lines_of_the_card_run_as_they_stand(hub, tmp_path, tiny_model, tiny
 def test_a_pca_travels_with_what_it_was_fitted_on(hub, tiny_model, tiny_processor, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     vectors = rng.standard_normal((40, 672)).astype(np.float32)
-    from d2vpr_hf.retrieval.reduce import PcaSource
+    from d2vpr_hf.retrieval.pca import PcaSource
 
     attach_pca(tiny_model, fit_pca(vectors, 8, source=PcaSource("pitts30k/images/train"), renormalise=False))
     push_model(tiny_model, tiny_processor, "me/d2vpr-8")

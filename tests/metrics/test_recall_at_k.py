@@ -16,8 +16,9 @@ import torch
 from huggingface_hub import SpaceCard
 from PIL import Image
 
-from d2vpr_hf.evaluation.protocol import evaluate_protocol, folder_protocol
+from d2vpr_hf.evaluation.protocol import folder_protocol
 from d2vpr_hf.evaluation.recall import hits_at_k, recall_at_k
+from d2vpr_hf.evaluation.run import evaluate_protocol
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "metrics" / "recall_at_k"

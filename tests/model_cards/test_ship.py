@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from d2vpr_hf import D2VprConfig, D2VprImageProcessor, D2VprModel
 from d2vpr_hf.models.checkpoint import TRAINING_FILE, save_checkpoint
-from d2vpr_hf.retrieval.embed import weight_hash
+from d2vpr_hf.retrieval.embedder import weight_hash
 
 FOLDER = Path(__file__).parents[2] / "model_cards"
 STAGES = {"stages": [{"stage": "finetune", "step": 1234}]}
@@ -53,7 +53,7 @@ def test_a_checkpoint_is_shipped_with_its_records_and_again_with_results(tmp_pat
     about.write_text(json.dumps({"not_this": ["Not that."], "data_sources": [{"name": "towns", "terms": "ours"}]}))
     sources.write_text(json.dumps({"data_sources": [{"name": "a/b", "terms": "CC0"}], "credits": ["Somebody: a.jpg"]}))
     folder = ship("tiny", checkpoint, about=about, sources=[sources], root=root)
-    assert folder == root / "src/d2vpr_hf/pretrained/tiny"
+    assert folder == root / "src/d2vpr_hf/models/pretrained/tiny"
     assert torch.float16 in {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()}
     card = root / "model_cards/tiny.md"
     assert card.read_text() == (folder / "README.md").read_text()

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from d2vpr_hf.models.checkpoint import round_to_float16, save_checkpoint
-from d2vpr_hf.retrieval.embed import weight_hash
+from d2vpr_hf.retrieval.embedder import weight_hash
 
 
 def test_a_folder_holds_all_that_loading_needs(tmp_path, tiny_model, tiny_processor):

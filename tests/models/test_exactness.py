@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from d2vpr_hf import CricaVprModel, D2VprConfig, D2VprModel, convert_original_state_dict
-from d2vpr_hf.models.convert_original import D2VPR_NAMES, published_name
+from d2vpr_hf.models.convert import D2VPR_NAMES, published_name
 
 RECORDINGS = [("golden_seed0_b3_s224.npz", 0, 3, 224), ("golden_seed1_b2_s322.npz", 1, 2, 322)]
 

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from d2vpr_hf.data.coordinates import Positions
+from d2vpr_hf.photos.positions import Positions
 from d2vpr_hf.retrieval import index_folder
-from d2vpr_hf.retrieval.embed import Descriptors
+from d2vpr_hf.retrieval.embedder import Descriptors
 from d2vpr_hf.retrieval.index import PlaceIndex
 from d2vpr_hf.retrieval.index_folder import SETTINGS_FILE
-from d2vpr_hf.retrieval.store import FaissStore
+from d2vpr_hf.retrieval.stores.flat import FaissStore
 
 WEIGHTS = "a" * 64
 

@@ -4,8 +4,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from d2vpr_hf.data.coordinates import Positions
-from d2vpr_hf.retrieval.embed import Descriptors
+from d2vpr_hf.photos.positions import Positions
+from d2vpr_hf.retrieval.embedder import Descriptors
 from d2vpr_hf.retrieval.index import PlaceIndex
 from d2vpr_hf.retrieval.locate import locate
 

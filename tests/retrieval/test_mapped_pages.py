@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from d2vpr_hf.retrieval.mapped_pages import release_pages
-from d2vpr_hf.retrieval.metric import rows_without_meaning
 from d2vpr_hf.retrieval.nearest import nearest_rows
+from d2vpr_hf.retrieval.similarity import rows_without_meaning
 
 ROWS, DIM = 8192, 1024  # 32 MB
 STATUS = Path("/proc/self/statm")

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from d2vpr_hf.data.coordinates import Positions
-from d2vpr_hf.retrieval.embed import Descriptors
+from d2vpr_hf.photos.positions import Positions
+from d2vpr_hf.retrieval.embedder import Descriptors
 from d2vpr_hf.retrieval.index import PlaceIndex
 
 WEIGHTS = "a" * 64

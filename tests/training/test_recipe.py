@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoModel
 
 from d2vpr_hf import pretrained_path
-from d2vpr_hf.cli import main
+from d2vpr_hf.cli.main import main
 from d2vpr_hf.training.arguments import DistillArguments, FinetuneArguments
 from d2vpr_hf.training.recipe import Recipe
 

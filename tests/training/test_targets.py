@@ -8,8 +8,8 @@ from accelerate import Accelerator
 from made_training import TEACHER, arguments, losses, teacher
 
 from d2vpr_hf import D2VprModel
-from d2vpr_hf.data.training_images import TrainingBatch
-from d2vpr_hf.training.run_folder import RunFolder
+from d2vpr_hf.training.data.batches import TrainingBatch
+from d2vpr_hf.training.run import RunFolder
 from d2vpr_hf.training.setup import make_images, make_sampler, open_places, open_targets, open_trainee
 from d2vpr_hf.training.targets import LiveTargets, settle_precision
 from d2vpr_hf.training.trainer import train
@@ -92,7 +92,7 @@ def test_any_network_teaches_through_a_projection_that_is_dropped(training_town,
 def test_only_files_have_a_place_in_the_cache(training_town, tmp_path, taught_by):
     import datasets
 
-    from d2vpr_hf.data.training_places import read_training_places
+    from d2vpr_hf.protocols.places import read_training_places
 
     photos = sorted((training_town / "Images").rglob("*.jpg"))[:8]
     rows = {"image": [{"bytes": path.read_bytes(), "path": None} for path in photos], "place": [0, 0, 1, 1, 2, 2, 3, 3]}

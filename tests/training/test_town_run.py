@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import AutoModel
 
-from d2vpr_hf.training.run_folder import RunFolder
+from d2vpr_hf.training.run import RunFolder
 from d2vpr_hf.training.town_run import TownSizes, train_on_town
 
 SMALL = TownSizes(

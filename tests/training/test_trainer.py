@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from d2vpr_hf import embed_images, load_benchmark
-from d2vpr_hf.training.run_folder import RunFolder
+from d2vpr_hf.training.run import RunFolder
 from d2vpr_hf.training.trainer import TrainingStopped, train
 
 
@@ -27,7 +27,7 @@ def cli(keys: dict) -> list[str]:
         entries = value if isinstance(value, list) else [value]
         texts = [json.dumps(entry) if isinstance(entry, dict) else str(entry) for entry in entries]
         words += [f"--{name}", *texts] if texts else []
-    return [sys.executable, "-m", "d2vpr_hf.cli", "train", *words]
+    return [sys.executable, "-m", "d2vpr_hf.cli.main", "train", *words]
 
 
 def given(settings) -> dict:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..retrieval.embed import embed_images
+from ..retrieval.embedder import embed_images
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..models.cricavpr.modeling_cricavpr import CricaVprModel
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
-from ..retrieval.embed import DTYPES, default_device
+from ..retrieval.embedder import DTYPES, default_device
 
 # What a batch of one is timed on in each round: short runs scatter more than long ones.
 _SHORT_RUNS = 4

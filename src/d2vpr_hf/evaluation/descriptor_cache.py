@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.images import path_to_text
+from ..files import path_to_text
 
 _NAME_DIGITS = 16
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.images import path_to_text
-from .labels import Protocol, database_names
-from .protocol import DEFAULT_KS, answers_ranked, package_versions, without_own
+from ..files import path_to_text
+from .protocol import Protocol, database_names
 from .recall import recall_at_k
 from .results import Evaluation
+from .run import DEFAULT_KS, answers_ranked, package_versions, without_own
 
 
 def read_scores(address: str) -> np.ndarray:

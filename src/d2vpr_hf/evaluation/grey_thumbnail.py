@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.images import open_image
+from ..photos.images import open_image
 
 THUMBNAIL_SIDE = 16
 

@@ -1,340 +1,274 @@
-"""Runs an evaluation: embeds the photos of a protocol, ranks its database for each query, and scores the ranking."""
+"""What is ranked and what counts as right: the protocol of two folders of one's own, and of a named benchmark."""
 
-import logging
-import platform
-import sys
-from collections.abc import Callable, Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from .. import __version__
-from ..data.folders import PhotoFolder
-from ..data.images import path_to_text
-from ..retrieval.embed import Descriptors, default_device, descriptor_dim, embed_images, weight_hash
+from ..files import path_to_text
+from ..photos.dataset import DatasetPhotos
+from ..photos.folder import PhotoFolder, read_photo_folder
+from ..photos.positions import Positions, positives_within
+from ..protocols.open import Benchmark, open_benchmark
+from ..protocols.positives import read_positives
+from ..protocols.records import PROTOCOLS, BenchmarkRecord, OthersOfPlace, Own
 from ..retrieval.index import PlaceIndex
-from ..retrieval.metric import Metric, metric_of, rows_without_meaning
-from ..retrieval.nearest import nearest_rows
-from ..retrieval.reduce import check_pca_source
-from .batch_rule import batch_rule, mixes_images
-from .dataset_photos import DatasetPhotos
-from .descriptor_cache import cache_folder
-from .labels import (
-    Protocol,
-    benchmark_protocol,
-    database_names,
-    dataset_protocol,
-    folder_protocol,
-    with_distractors,
-)
-from .query_methods import QueryMethod, Search, query_views, rank_views
-from .recall import recall_at_k
-from .results import RESULTS_FILE, Evaluation
+from ..retrieval.index_folder import SETTINGS_FILE
+from .recall import Denominator, count_positives
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import DatasetDict
 
-__all__ = [
-    "DEFAULT_KS",
-    "RESULTS_FILE",
-    "Evaluation",
-    "Protocol",
-    "benchmark_protocol",
-    "dataset_protocol",
-    "evaluate_protocol",
-    "folder_protocol",
-    "with_distractors",
-]
-
-logger = logging.getLogger(__name__)
-
-# What the field's tables show (1, 5, 10), and the further cut-offs of its and the original's logs.
-DEFAULT_KS = (1, 5, 10, 20, 100)
-
-_PACKAGES = ("torch", "transformers", "faiss-cpu", "numpy", "pillow")
+_CHOICES = (
+    "Choose one: positives=... (--positives positives.json), a JSON file of {query file name: [database file names]}; "
+    "radius_m=25 (--radius-m 25), which needs coordinates; or labels=False (--no-labels), which ranks without scoring."
+)
 
 
-def evaluate_protocol(
-    protocol: Protocol,
+@dataclass(frozen=True)
+class Protocol:
+    """What is ranked, and what counts as right.
+
+    Attributes:
+        name: short name of the protocol.
+        database: the photos, or an index of them.
+        queries: the photos to find.
+        positives: for each query, the rows of the database that show its place; None where nobody knows.
+        rule: in words, what makes a database photo a positive.
+        denominator: whether queries without positives count as misses ("all") or don't count ("with_positives").
+        notes: what people must know to judge the figures, one sentence each, such as counts that nobody has verified.
+        own_rows: (queries,) for each query the database row that is the same photo and is left out of its ranking;
+            None where no query is in the database. The whole database is then ranked, for mean average precision.
+    """
+
+    name: str
+    database: PhotoFolder | DatasetPhotos | PlaceIndex
+    queries: PhotoFolder | DatasetPhotos
+    positives: list[np.ndarray] | None
+    rule: str
+    denominator: Denominator = "all"
+    notes: tuple[str, ...] = ()
+    own_rows: np.ndarray | None = None
+
+
+def folder_protocol(
+    database: str | Path | PhotoFolder | PlaceIndex,
+    queries: str | Path | PhotoFolder,
     *,
-    model: torch.nn.Module,
-    processor: Any,
-    ks: Sequence[int] = DEFAULT_KS,
-    query_method: QueryMethod = "hard_resize",
-    cache: str | Path | None = None,
-    batch_size: int = 32,
-    device: str | torch.device | None = None,
-    dtype: str = "float32",
-    workers: int | None = None,
-    progress: bool = True,
-) -> Evaluation:
-    """Embeds the photos of a protocol, ranks the database for each query, and scores the ranking.
-
-    A query that is a database photo too is never an answer to itself.
+    positives: str | Path | Mapping[str, Sequence[str]] | None = None,
+    radius_m: float | None = None,
+    labels: bool = True,
+    labelled_only: bool = False,
+) -> Protocol:
+    """The protocol of two folders of one's own.
 
     Args:
-        protocol: from `folder_protocol`, `benchmark_protocol` or `dataset_protocol`. An index as its database must
-            come from the same weights.
-        model: gives descriptors as `pooler_output`. Where they aren't of length 1 they are ranked by distance.
-        processor: the model's image processor.
-        ks: cut-offs of recall@k; the largest is the number of answers kept, or the whole database where the protocol
-            has mean average precision. A k above the size of the database takes all of it.
-        query_method: how a query becomes descriptors (see `query_methods`); the database is always squashed.
-        cache: folder in which descriptors are kept from run to run and read instead of being made again (see
-            `descriptor_cache`); by default none. With it the vectors stay on the disk, so that a database larger than
-            memory can be ranked. A model that mixes a batch's images can't use one, nor can photos inside of a dataset.
-        batch_size: photos at a time. The result doesn't depend on it, unless the model mixes a batch's images.
-        device: where to embed; by default where the model is, or the first GPU for a model on the CPU.
-        dtype: arithmetic under autocast; descriptors are float32 in any case.
-        workers: threads that decode; by default one for each core.
-        progress: show a bar.
+        database: folder of photos, folder of a saved index, or either of them read.
+        queries: folder of photos, or one read.
+        positives: {query file name: [database file names]}, or a JSON file of that; a query that isn't listed has
+            none.
+        radius_m: metres within which a database photo is a positive, inclusive; 25 in the UTM benchmarks.
+        labels: False ranks without scoring.
+        labelled_only: leave queries without positives out of the count; otherwise they are misses.
 
-    Raises: ValueError if a k isn't a whole number from 1, if the index comes from other weights, if no photo of a
-        folder can be read, if a descriptor means nothing, if a cache is given to a model that mixes images, or if the
-            model's PCA was fitted on photos of the protocol.
+    Raises: ValueError unless exactly one of the three is chosen, if coordinates are missing that the radius needs, if
+        no query has any positive, or as `read_positives`.
     """
-    ks = sorted({_checked_k(k) for k in ks})
-    if not ks:
-        raise ValueError("ks is empty. Give at least one cut-off, such as 1.")
-    views = query_views(query_method, processor, model)
-    _check_pca(model, protocol)
-    database, queries = protocol.database, protocol.queries
-    # Named here, because the results say where the descriptors were computed.
-    device = default_device(_device_of(model)) if device is None else torch.device(device)
-    options = {"batch_size": batch_size, "device": device, "dtype": dtype, "workers": workers, "progress": progress}
-    mixes = mixes_images(model, processor, _images(queries), device)
-    embed = _Embedding(model, options, _checked_cache(cache, mixes, protocol))
-
-    if isinstance(database, PlaceIndex):
-        # Before the queries are embedded, which may take an hour.
-        _check_same_weights(database, model)
-        skipped_database: list[tuple[str, str]] = []
-        metric, search = database.metric, _searching_index(database)
+    if (positives is not None) + (radius_m is not None) + (not labels) != 1:
+        raise ValueError(f"positives is {positives!r:.60}, radius_m {radius_m} and labels {labels}. {_CHOICES}")
+    if labelled_only and not labels:
+        raise ValueError(
+            "labelled_only is True and labels False, but without labels no query counts. Leave one of the two out."
+        )
+    database, queries = _opened_database(database), _opened_queries(queries)
+    _check_filled(len(database_names(database)), "database")
+    _check_filled(len(queries.paths), "query")
+    if not labels:
+        return Protocol("folders", database, queries, None, "none: the photos are ranked without labels")
+    if positives is not None:
+        rows = read_positives(positives, database_names=database_names(database), query_names=queries.names)
+        rule = "listed by name" if isinstance(positives, Mapping) else f"listed by name in {Path(positives).name}"
     else:
-        descriptors, rows = embed(database, "database", processor)
-        skipped_database = _skipped_in_any([descriptors], database)
-        metric = metric_of(descriptors.vectors)
-        search = _searching_vectors(_checked_vectors(descriptors, metric), rows, metric)
-    if protocol.own_rows is not None and isinstance(database, PhotoFolder) and views == [processor]:
-        found = [_taken_from(descriptors, rows, protocol)]
-    else:
-        found = [embed(queries, "query", view) for view in views]
-    query_rows, vectors = _common_rows(found, metric)
+        rows = _positives_by_radius(database, queries, radius_m)
+        rule = f"database photos within {radius_m:g} m of the query, inclusive{_unknown(database, queries)}"
+    if not count_positives(rows).any():
+        raise ValueError(
+            f"None of the {len(rows)} queries has a positive among the {len(database_names(database))} database photos "
+            f"({rule}), so that recall would be 0 whatever the model. Check that the two folders show the same area. "
+            f"{_CHOICES}"
+        )
+    return Protocol("folders", database, queries, rows, rule, "with_positives" if labelled_only else "all")
 
-    depth = answers_ranked(protocol, ks)
-    ranking = np.full((len(queries.paths), depth), -1, np.int64)
-    scores = np.full(ranking.shape, np.nan, np.float32)
-    scores[query_rows], ranking[query_rows] = rank_views(query_method, vectors, depth, metric, search)
-    if protocol.own_rows is not None:
-        scores, ranking = without_own(scores, ranking, protocol.own_rows)
-    first = found[0][0]
-    return Evaluation(
-        protocol=protocol,
-        recall=None
-        if protocol.positives is None
-        else recall_at_k(ranking, protocol.positives, ks, protocol.denominator),
-        ranking=ranking,
-        scores=scores,
-        database_names=database_names(database),
-        skipped={"database": skipped_database, "queries": _skipped_in_any([each for each, _ in found], queries)},
-        model_name=first.model_name,
-        weight_hash=first.weight_hash,
-        settings={
-            "k": ks,
-            "query_method": query_method,
-            "metric": metric,
-            "batch_size": batch_size,
-            "batch_rule": batch_rule(mixes, batch_size),
-            "dtype": dtype,
-            "device": str(device),
-            "dim": first.vectors.shape[1],
-            "image_size": _image_size(processor),
-        },
-        versions=package_versions(),
-        command=list(sys.argv),
+
+def with_distractors(protocol: Protocol, folders: Sequence[str | Path]) -> Protocol:
+    """The protocol with more photos in its database, which show the place of no query.
+
+    Args:
+        protocol: whose database is photos in a folder.
+        folders: of the further photos; what positions they have doesn't matter.
+
+    Raises: ValueError if the database is an index or a dataset, if a folder holds no photo, or if a photo is in the
+        protocol, or in two of the folders; NotADirectoryError if there is no such folder.
+    """
+    photos = protocol.database
+    if not isinstance(photos, PhotoFolder):
+        raise ValueError(
+            f"The database of {protocol.name} is a {type(photos).__name__}, but distractors are added to a folder of "
+            "photos. Give the folder that it was made of."
+        )
+    paths, names = list(photos.paths), list(photos.names)
+    seen = {path.resolve() for path in [*paths, *protocol.queries.paths]}
+    for folder in folders:
+        more = read_photo_folder(folder)
+        if twice := [path for path in more.paths if path.resolve() in seen]:
+            raise ValueError(
+                f"{path_to_text(folder)} holds {len(twice)} photos that are in {protocol.name} already, such as "
+                f"{path_to_text(twice[0])}, but a distractor shows none of its places. Give a folder without them."
+            )
+        seen |= {path.resolve() for path in more.paths}
+        paths += more.paths
+        names += [f"{path_to_text(more.root.name)}/{name}" for name in more.names]
+    count = len(paths) - len(photos)
+    positions = Positions.concatenate([photos.positions, Positions.unknown(count)])
+    where = ", ".join(path_to_text(Path(folder).name) for folder in folders)
+    note = f"The database holds {count:,} more photos that show the place of no query (distractors: {where})."
+    database = PhotoFolder(photos.root, paths, names, positions)
+    return replace(protocol, database=database, notes=(*protocol.notes, note))
+
+
+def benchmark_protocol(name: str | Benchmark, root: str | Path | None = None) -> Protocol:
+    """The protocol of a named benchmark; what isn't as the protocol says stands in its notes.
+
+    Args:
+        name: id of the protocol, such as "msls-val-740", or a benchmark that is open already.
+        root: folder of the set; None with an open benchmark.
+
+    Raises: ValueError if it is a training set, if no query has a positive, or as `data.benchmarks.open_benchmark`.
+    """
+    if isinstance(name, Benchmark) != (root is None):
+        raise ValueError(f"name is {name!r:.60} and root {root}. Give the id of a protocol and its folder.")
+    benchmark = name if isinstance(name, Benchmark) else open_benchmark(name, root)
+    record, queries = benchmark.record, benchmark.queries
+    if queries is None:
+        raise ValueError(f"{record.id} is a training set: it has no queries to evaluate. Give the id of a test set.")
+    _check_answerable(benchmark.positives, record.id, benchmark.rule)
+    notes = _count_notes(record, len(benchmark.database), len(queries))
+    if benchmark.left_out:
+        notes.append(f"Queries without positives that the protocol leaves out: {len(benchmark.left_out)}.")
+    photos = benchmark.database.photos, queries.photos
+    return Protocol(
+        record.id,
+        *photos,
+        benchmark.positives,
+        benchmark.rule,
+        record.denominator,
+        tuple(notes),
+        _own_rows(record, *photos),
     )
 
 
-def answers_ranked(protocol: Protocol, ks: Sequence[int]) -> int:
-    """How many answers of each query are ranked: the largest k, or the whole database for average precision."""
-    if protocol.own_rows is None:
-        return max(ks)
-    return max(max(ks) + 1, len(database_names(protocol.database)))
+def dataset_protocol(benchmark: "DatasetDict", name: str | None = None) -> Protocol:
+    """The protocol of a benchmark whose photos lie in a dataset: exported, or loaded from the Hub.
 
+    Args:
+        benchmark: splits `database` and `queries` with the columns of `data.benchmark_tables.load_benchmark`.
+        name: id of the protocol; by default what the dataset notes.
 
-def without_own(scores: np.ndarray, ranking: np.ndarray, own_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and ranking (queries, answers) without the row of each query itself; what follows it moves up."""
-    own = ranking == own_rows[:, None]
-    scores, ranking = np.where(own, np.nan, scores), np.where(own, -1, ranking)
-    order = np.argsort(own, axis=1, kind="stable")
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ranking, order, axis=1)
-
-
-def package_versions() -> dict[str, str]:
-    """Of this package, of Python, and of what a result depends on."""
-    ours = {"d2vpr_hf": __version__, "python": platform.python_version()}
-    return ours | {package: version(package) for package in _PACKAGES}
-
-
-class _Embedding:
-    """Embeds a folder's photos, or reads from the cache what it has of them."""
-
-    def __init__(self, model: torch.nn.Module, options: dict[str, Any], cache: Path | None) -> None:
-        self.model = model
-        self.options = options
-        self.cache = cache
-        self.weight_hash = None if cache is None else weight_hash(model)
-
-    def __call__(
-        self, photos: PhotoFolder | DatasetPhotos, kind: str, processor: Callable[..., Any]
-    ) -> tuple[Descriptors, np.ndarray]:
-        """The descriptors, and which row of the photos each belongs to."""
-        folder = None
-        if self.cache is not None:
-            made_by = {"weight_hash": self.weight_hash, "processor": processor, "dtype": self.options["dtype"]}
-            folder = cache_folder(self.cache, photos.paths, **made_by)
-        images = _images(photos)
-        descriptors = embed_images(images, model=self.model, processor=processor, folder=folder, **self.options)
-        if not descriptors.paths:
-            path, reason = descriptors.skipped[0]
-            raise ValueError(
-                f"None of the {len(photos.paths)} {kind} photos in {photos.root} can be read ({path}: {reason}). "
-                "Give a folder with at least one photo that opens."
-            )
-        if isinstance(photos, DatasetPhotos):
-            return descriptors, np.array(descriptors.paths, np.int64)  # images that are no files go by their row
-        row_of = {path_to_text(path): row for row, path in enumerate(photos.paths)}
-        return descriptors, np.array([row_of[path] for path in descriptors.paths], np.int64)
-
-
-def _taken_from(database: Descriptors, rows: np.ndarray, protocol: Protocol) -> tuple[Descriptors, np.ndarray]:
-    """The queries' descriptors from those of the database that holds them, and which query each belongs to."""
-    place = np.full(len(protocol.database.paths), -1)
-    place[rows] = np.arange(len(rows))
-    found = place[protocol.own_rows]
-    known = np.flatnonzero(found >= 0)
-    lost = {path_to_text(protocol.database.paths[row]) for row in protocol.own_rows[found < 0].tolist()}
-    skipped = [(path, reason) for path, reason in database.skipped if path in lost]
-    vectors, paths = database.vectors[found[known]], [database.paths[row] for row in found[known].tolist()]
-    return Descriptors(vectors, paths, skipped, database.model_name, database.weight_hash), known
-
-
-def _images(photos: PhotoFolder | DatasetPhotos) -> "list[Path] | Dataset":
-    return photos.images if isinstance(photos, DatasetPhotos) else photos.paths
-
-
-def _searching_index(index: PlaceIndex) -> Search:
-    ids = index.places["id"].to_numpy()
-
-    def search(vectors: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        matches = index.search(vectors, depth)
-        rows = np.minimum(np.searchsorted(ids, matches.ids), len(ids) - 1)
-        return matches.scores, np.where(matches.ids < 0, -1, rows)
-
-    return search
-
-
-def _searching_vectors(vectors: np.ndarray, rows: np.ndarray, metric: Metric) -> Search:
-    """Ranks vectors that may lie on the disk; `rows` says which database photo each belongs to."""
-
-    def search(queries: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-        scores, found = nearest_rows(queries, vectors, depth, metric)
-        return scores, np.where(found < 0, -1, rows[found])
-
-    return search
-
-
-def _common_rows(found: list[tuple[Descriptors, np.ndarray]], metric: Metric) -> tuple[np.ndarray, list[np.ndarray]]:
-    """The queries that have a descriptor in every view, and these descriptors, view by view."""
-    common = found[0][1]
-    for _, rows in found[1:]:
-        common = np.intersect1d(common, rows)
-    vectors = []
-    for descriptors, rows in found:
-        checked = _checked_vectors(descriptors, metric)
-        vectors.append(checked if len(rows) == len(common) else checked[np.isin(rows, common)])
-    return common, vectors
-
-
-def _skipped_in_any(descriptors: list[Descriptors], photos: PhotoFolder | DatasetPhotos) -> list[tuple[str, str]]:
-    """Each photo that has no descriptor in some view, once."""
-    reasons = {path: reason for each in reversed(descriptors) for path, reason in each.skipped}
-    if isinstance(photos, DatasetPhotos):
-        return [(photos.names[int(row)], reason) for row, reason in reasons.items()]
-    return list(reasons.items())
-
-
-def _check_pca(model: torch.nn.Module, protocol: Protocol) -> None:
-    """Refuse a model whose PCA was fitted on photos of the protocol, as far as these are files."""
-    database, queries = protocol.database, protocol.queries
-    check_pca_source(model, [*(database.places["path"] if isinstance(database, PlaceIndex) else database.paths)])
-    check_pca_source(model, queries.paths)
-    inside = any(isinstance(photos, DatasetPhotos) for photos in (database, queries))
-    if inside and getattr(getattr(model, "config", None), "pca_source", None) is not None:
-        logger.warning(
-            "The photos of %s lie inside of a dataset, so that they weren't compared with those that the model's PCA "
-            "was fitted on: make sure yourself that none is among them.",
-            protocol.name,
-        )
-
-
-def _checked_vectors(descriptors: Descriptors, metric: Metric) -> np.ndarray:
-    if len(rows := rows_without_meaning(descriptors.vectors, metric)):
-        length = np.linalg.norm(descriptors.vectors[rows[0]].astype(np.float64))
+    Raises: ValueError if a split or column is missing, or if no query has a positive.
+    """
+    if missing := [split for split in ("database", "queries") if split not in benchmark]:
         raise ValueError(
-            f"{len(rows)} descriptors of {descriptors.model_name} mean nothing, such as that of "
-            f"{descriptors.paths[rows[0]]}, whose length is {length:.4g}; by {metric} all must be finite"
-            f"{' and of length 1' if metric == 'inner_product' else ' and not 0 throughout'}. Check the model's "
-            "weights, or evaluate with dtype='float32'."
+            f"The dataset has the splits {', '.join(benchmark)}, but not {' and '.join(missing)}, which an evaluation "
+            "needs. Give what load_benchmark, or load_dataset of an export, returns."
         )
-    return descriptors.vectors
+    name = name or benchmark["queries"].info.config_name or "dataset"
+    database, queries = (DatasetPhotos.of(benchmark[split], split) for split in ("database", "queries"))
+    lists = benchmark["queries"].with_format(None)["positives"][:]
+    positives = None if any(rows is None for rows in lists) else [np.array(rows, np.int64) for rows in lists]
+    rule = "none: the dataset has no positives" if positives is None else "listed in the dataset"
+    _check_answerable(positives, name, rule)
+    record = next((record for record in PROTOCOLS if record.id == name), None)
+    if record is None:
+        return Protocol(name, database, queries, positives, rule)
+    notes = tuple(_count_notes(record, len(database), len(queries)))
+    own_rows = _own_rows(record, database, queries)
+    return Protocol(name, database, queries, positives, rule, record.denominator, notes, own_rows)
 
 
-def _checked_cache(cache: str | Path | None, mixes: bool, protocol: Protocol) -> Path | None:
-    if cache is None:
+def _own_rows(
+    record: BenchmarkRecord, database: PhotoFolder | DatasetPhotos, queries: PhotoFolder | DatasetPhotos
+) -> np.ndarray | None:
+    """(queries,) the database row of the query itself; None where the protocol keeps the two apart."""
+    if not isinstance(record.rule, OthersOfPlace):
         return None
-    if mixes:
+    row_of = {path: row for row, path in enumerate(database.paths)}
+    return np.array([row_of[path] for path in queries.paths], np.int64)
+
+
+def _check_answerable(positives: list[np.ndarray] | None, name: str, rule: str) -> None:
+    if positives is not None and not count_positives(positives).any():
         raise ValueError(
-            f"cache is {cache}, but the model mixes the images of a batch, so that a descriptor belongs to its batch "
-            "and can't be kept for another. Leave cache out, or load the model with cross_image_encoder=False."
+            f"None of the {len(positives)} queries of {name} has a positive ({rule}), so that recall would be 0 "
+            "whatever the model. `d2vpr verify` tells what is wrong with its folder."
         )
-    if isinstance(protocol.queries, DatasetPhotos) or isinstance(protocol.database, DatasetPhotos):
-        raise ValueError(
-            f"cache is {cache}, but the photos of {protocol.name} lie inside of a dataset, and descriptors are kept by "
-            "file. Leave cache out, or evaluate the benchmark's own folder."
-        )
-    return Path(cache)
 
 
-def _device_of(model: torch.nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _check_same_weights(index: PlaceIndex, model: torch.nn.Module) -> None:
-    if (found := weight_hash(model)) != index.weight_hash:
-        if (dim := descriptor_dim(model)) not in (0, index.dim):
-            raise ValueError(
-                f"The index holds descriptors of {index.model_name} of {index.dim} numbers, but the model gives {dim}, "
-                f"and the two can't be compared. Open the model at descriptor_dim={index.dim} (--dim) if it has a "
-                "nested head, or build a new index with `d2vpr index`."
+def _count_notes(record: BenchmarkRecord, database: int, queries: int) -> list[str]:
+    """Where the numbers of photos differ from the protocol's, or can't be known to agree with them."""
+    notes: list[str] = []
+    if isinstance(record.rule, Own | OthersOfPlace):
+        return notes
+    for side, expected, found in (("database", record.database, database), ("query", record.queries, queries)):
+        if expected is None:
+            notes.append(f"How many {side} photos {record.id} has is not known; here are {found:,}.")
+        elif not expected.fits(found):
+            notes.append(
+                f"Not comparable with published figures of {record.id}: here are {found:,} {side} photos, and it "
+                f"has {expected} ({expected.source})."
             )
+        elif not expected.verified:
+            notes.append(
+                f"The number of {side} photos of {record.id}, {expected}, is not verified ({expected.source})."
+            )
+    return notes
+
+
+def _opened_database(database: str | Path | PhotoFolder | PlaceIndex) -> PhotoFolder | PlaceIndex:
+    if not isinstance(database, (str, Path)):
+        return database
+    return PlaceIndex.load(database) if (Path(database) / SETTINGS_FILE).is_file() else read_photo_folder(database)
+
+
+def _opened_queries(queries: str | Path | PhotoFolder) -> PhotoFolder:
+    return read_photo_folder(queries) if isinstance(queries, (str, Path)) else queries
+
+
+def database_names(database: PhotoFolder | DatasetPhotos | PlaceIndex) -> list[str]:
+    return database.places["path"].tolist() if isinstance(database, PlaceIndex) else database.names
+
+
+def _check_filled(photos: int, kind: str) -> None:
+    if not photos:
+        raise ValueError(f"The {kind} folder holds no photos. Give a folder with at least one.")
+
+
+def _positives_by_radius(database: PhotoFolder | PlaceIndex, queries: PhotoFolder, radius_m: float) -> list[np.ndarray]:
+    if not 0 <= radius_m < np.inf:
+        raise ValueError(f"radius_m is {radius_m}, but must be metres from 0, such as 25.")
+    positions: dict[str, Positions] = {"database": database.positions, "query": queries.positions}
+    if without := [kind for kind, each in positions.items() if not each.known.any()]:
         raise ValueError(
-            f"The index holds descriptors of {index.model_name} (weights {index.weight_hash[:8]}), but the model has "
-            f"the weights {found[:8]}, and the two can't be compared. Evaluate with {index.model_name}, or build a new "
-            "index with `d2vpr index`."
+            f"No {' and no '.join(without)} photo has coordinates (in its name, in EXIF GPS or in a table), but a "
+            f"radius of {radius_m:g} m needs them. {_CHOICES}"
         )
+    return positives_within(positions["database"], positions["query"], radius_m)
 
 
-def _checked_k(k: int) -> int:
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"ks holds {k!r}, but cut-offs are whole numbers from 1.")
-    return int(k)
-
-
-def _image_size(processor: Any) -> dict[str, int] | None:
-    """Height and width that the processor makes; None where it doesn't say."""
-    size = getattr(processor, "size", None)
-    return None if size is None else {name: int(value) for name, value in dict(size).items() if value is not None}
+def _unknown(database: PhotoFolder | PlaceIndex, queries: PhotoFolder) -> str:
+    """How many photos a radius can say nothing about, in words; empty where there are none."""
+    unknown = [int((~each.positions.known).sum()) for each in (database, queries)]
+    if not any(unknown):
+        return ""
+    return f" ({unknown[0]} database photos and {unknown[1]} queries have no coordinates and so no positives)"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..retrieval.metric import Metric, distance_scores
+from ..retrieval.similarity import Metric, distance_scores
 
 QueryMethod = Literal["hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting"]
 QUERY_METHODS: tuple[QueryMethod, ...] = (

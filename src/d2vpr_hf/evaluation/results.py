@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..retrieval.row_files import replace_file
+from ..files import replace_file
 from . import intervals
 from .intervals import Interval, recall_intervals
-from .labels import Protocol
-from .precision import PrecisionRecall, precision_recall
+from .precision_recall import PrecisionRecall, precision_recall
+from .protocol import Protocol
 from .recall import average_precision, count_positives, first_hits
 
 RESULTS_FILE = "results.json"

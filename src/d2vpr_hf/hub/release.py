@@ -13,7 +13,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..evaluation.cost import model_cost
 from ..evaluation.results import Evaluation
 from ..models.checkpoint import ABOUT_FILE, TRAINING_FILE, save_checkpoint
-from ..retrieval.embed import weight_hash
+from ..retrieval.embedder import weight_hash
 from .card import model_card
 from .records import (
     COMPARISONS_FOLDER,

@@ -1,12 +1,12 @@
 """One checkpoint folder: model, processor and the code that loads them, written whole or not at all."""
 
-import os
-import tempfile
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
+
+from ..files import replacing_folder
 
 # What a checkpoint says of how it was trained: {"stages": [...]}, one entry a stage, oldest first.
 TRAINING_FILE = "training.json"
@@ -26,20 +26,9 @@ def save_checkpoint(folder: str | Path, model: PreTrainedModel, processor: BaseI
     Raises: FileExistsError if the folder exists and isn't empty.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and isn't empty. Remove it, or name another folder.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as work:
-        draft = Path(work) / folder.name
+    with replacing_folder(folder) as draft:
         processor.save_pretrained(draft)
         model.save_pretrained(draft, state_dict=_as_float16(model))
-        for path in draft.rglob("*"):
-            if path.is_file():
-                sync(path)
-        if folder.exists():
-            folder.rmdir()
-        draft.rename(folder)
-        sync(folder.parent)
     return folder
 
 
@@ -73,12 +62,3 @@ def _as_float16(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
         if tensor.dtype != torch.float32 or not torch.equal(halves[name].float(), tensor):
             return None
     return state | halves
-
-
-def sync(path: Path) -> None:
-    """Has the system put a file or folder on the disk before anything is renamed over it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,12 +10,12 @@ from typing import Self
 import numpy as np
 import pandas as pd
 
-from ..data.coordinates import Positions, distances_m
-from ..data.images import text_to_path
-from .embed import Descriptors
+from ..files import text_to_path
+from ..photos.positions import Positions, distances_m
+from .embedder import Descriptors
 from .index_folder import PLACES_SCHEMA, SETTINGS_FILE, read_index_folder, write_index_folder
-from .metric import Metric, metric_of, rows_without_meaning
-from .store import FaissStore, VectorStore
+from .similarity import Metric, metric_of, rows_without_meaning
+from .stores.flat import FaissStore, VectorStore
 from .threshold import Threshold, choose_threshold
 
 # No point is nearer than its difference in latitude; a degree of latitude is never shorter than this (110,574 m).

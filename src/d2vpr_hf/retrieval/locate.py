@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .embed import Descriptors
+from .embedder import Descriptors
 from .index import PlaceIndex
 
 

@@ -4,7 +4,7 @@ import faiss
 import numpy as np
 
 from .mapped_pages import release_pages
-from .metric import Metric, distance_scores
+from .similarity import Metric, distance_scores
 
 # Database rows and queries that are in memory at a time; both together stay below 1 GB whatever the dim.
 _BLOCK_BYTES = 256 * 2**20

@@ -7,10 +7,8 @@ after the other, with `name_ends` and `path_ends` (rows,) int64. Its metadata: `
 """
 
 import json
-import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,9 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ..models.checkpoint import sync
+from ..files import replacing
 
-TEMPORARY_SUFFIX = ".tmp"
 _BLOCK_BYTES = 2**24
 
 
@@ -153,28 +150,6 @@ def read_row_file(path: Path, *, verify: bool) -> RowFile:
     if len({len(names), len(paths), len(size_bytes), len(mtime_ns), shape[0]}) != 1:
         raise DamagedRows(f"{path} is damaged: its columns differ in length.")
     return RowFile(path, about, checksum, RowKeys(names, paths, size_bytes, mtime_ns), start, shape)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to fill, which takes its place whole, flushed to the disk, or not at all."""
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a small file whole or not at all."""
-    with replacing(path) as file:
-        file.write(content)
 
 
 def _header(tensors: dict[str, tuple[str, list[int], int]], about: dict[str, Any], checksum: int) -> bytes:

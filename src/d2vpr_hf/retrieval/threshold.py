@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.coordinates import Positions, positives_within
-from .metric import scores
-from .store import VectorStore
+from ..photos.positions import Positions, positives_within
+from .similarity import scores
+from .stores.flat import VectorStore
 
 APART_M = 100.0
 MOST_PHOTOS = 2000

@@ -12,7 +12,7 @@ from torch import nn
 from ..models.checkpoint import TRAINING_FILE
 from .arguments import TrainingArguments
 from .progress import Progress
-from .run_folder import drafted, versions
+from .run import drafted, versions
 from .setup import Trainee
 
 

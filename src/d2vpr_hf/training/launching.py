@@ -9,9 +9,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration
 
-from ..data.cores import available_cores
+from ..cores import available_cores
 from .arguments import TrainingArguments
-from .run_folder import TRACKER, RunFolder
+from .run import TRACKER, RunFolder
 
 CPU_LAUNCH = (
     "accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no "

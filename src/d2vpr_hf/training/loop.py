@@ -18,12 +18,12 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ..data.place_sampler import PlaceSampler
-from ..data.training_images import TrainingBatch
 from .arguments import TrainingArguments
 from .checkpointing import TrainedCheckpoint
+from .data.batches import TrainingBatch
+from .data.sampler import PlaceSampler
 from .progress import Progress
-from .run_folder import RunFolder, drafted
+from .run import RunFolder, drafted
 from .schedule import Schedule
 from .stages import Stage
 from .teachers import Teacher

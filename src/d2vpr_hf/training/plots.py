@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..retrieval.row_files import replacing
+from ..files import replacing
 
 _INK, _FAINT = "#1c2429", "#d5dce0"
 # Okabe and Ito's colours, which nearly everybody tells apart.

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from .run_folder import PROGRESS
+from .run import PROGRESS
 
 
 @dataclass

@@ -21,11 +21,11 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..data.made_town import make_town
-from ..data.panorama_places import cut_training_views
+from ..panoramas.training_views import cut_training_views
+from ..town.make import make_town
 from .arguments import STAGES, TrainingArguments, refuse_unknown, resolve_arguments
 from .launching import threads_each, threads_set
-from .run_folder import RunFolder
+from .run import RunFolder
 from .trainer import TrainingResult, train
 
 logger = logging.getLogger(__name__)

@@ -15,17 +15,17 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, Dinov2Config
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import cached_file
 
-from ..data.augmentation import TrainingTransform
-from ..data.place_sampler import PlaceSampler
-from ..data.training_images import TrainingImages
-from ..data.training_places import TrainingPlaces, read_training_places
 from ..models.checkpoint import TRAINING_FILE
 from ..models.cricavpr.configuration_cricavpr import CricaVprConfig
 from ..models.cricavpr.modeling_cricavpr import CricaVprModel
 from ..models.d2vpr.configuration_d2vpr import D2VprConfig
 from ..models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
+from ..protocols.places import TrainingPlaces, read_training_places
 from .arguments import TrainingArguments, refuse_unknown
+from .data.batches import TrainingImages
+from .data.sampler import PlaceSampler
+from .data.transform import TrainingTransform
 from .targets import CachedTargets, LiveTargets
 from .teachers import Teacher, TeacherNetwork, open_teacher
 

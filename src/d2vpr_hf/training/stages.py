@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..data.training_images import TrainingBatch
 from .arguments import DistillArguments, FinetuneArguments, TrainingArguments
+from .data.batches import TrainingBatch
 from .gathering import gather_labels, gather_with_gradient
 from .losses import DistillationLoss, MultiSimilarity, StudentProjection
 from .running_statistics import ReplayedRandomness, running_statistics_kept

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
-from ..data.images import text_to_path
-from ..data.training_images import TrainingBatch, TrainingImages
-from ..data.training_places import TrainingPlaces
+from ..files import text_to_path
+from ..protocols.places import TrainingPlaces
+from .data.batches import TrainingBatch, TrainingImages
 from .teacher_cache import TeacherCache
 from .teacher_precision import choose_precision
 from .teachers import Teacher, TeacherOutput

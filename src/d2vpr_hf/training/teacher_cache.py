@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..retrieval.row_files import TEMPORARY_SUFFIX, replace_file
+from ..files import TEMPORARY_SUFFIX, replace_file
 from .teacher_precision import LARGEST_ERROR, relative_error, unit_descriptors
 from .teachers import Teacher
 

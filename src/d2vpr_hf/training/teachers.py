@@ -20,7 +20,7 @@ from ..evaluation.networks import TeacherNetwork, call_factory, checked_network,
 from ..models.cricavpr.modeling_cricavpr import CricaVprModel, region_members
 from ..models.d2vpr.aggregator_d2vpr import GeM
 from ..models.d2vpr.modeling_d2vpr import D2VprModel, patch_grid
-from ..retrieval.embed import DTYPES, weight_hash
+from ..retrieval.embedder import DTYPES, weight_hash
 from .teacher_precision import PrecisionChoice, choose_precision
 
 logger = logging.getLogger(__name__)

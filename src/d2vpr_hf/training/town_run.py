@@ -15,15 +15,15 @@ from accelerate import PartialState
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
-from ..data.made_town import make_town
-from ..evaluation.protocol import Evaluation, benchmark_protocol, evaluate_protocol
-from ..evaluation.reports import Table
+from ..evaluation.run import Evaluation, benchmark_protocol, evaluate_protocol
+from ..evaluation.table import Table
+from ..files import replace_file
 from ..models.d2vpr.configuration_d2vpr import D2VprConfig
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
-from ..retrieval.row_files import replace_file
+from ..town.make import make_town
 from .arguments import resolve_arguments
 from .launching import threads_each, threads_set
-from .run_folder import RunFolder
+from .run import RunFolder
 from .trainer import train
 
 # Of the photos that a tiny model takes in: pixels a side, of which a patch takes 14.

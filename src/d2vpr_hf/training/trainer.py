@@ -11,15 +11,15 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
 
-from ..data.place_sampler import PlaceSampler
-from ..data.training_images import TrainingImages, training_loader
-from ..data.training_places import TrainingPlaces
+from ..protocols.places import TrainingPlaces
 from .arguments import DistillArguments, TrainingArguments
 from .checkpointing import TrainedCheckpoint
+from .data.batches import TrainingImages, training_loader
+from .data.sampler import PlaceSampler
 from .launching import make_accelerator, threads_each, threads_set
 from .loop import TrainingLoop, TrainingStopped
 from .plots import draw_plots
-from .run_folder import RunFolder, copy_folder
+from .run import RunFolder, copy_folder
 from .running_statistics import checkpoint_gradients
 from .schedule import Schedule
 from .setup import (

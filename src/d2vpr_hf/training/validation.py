@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from ..evaluation.labels import Protocol, benchmark_protocol
-from ..evaluation.protocol import evaluate_protocol
+from ..evaluation.protocol import Protocol, benchmark_protocol
+from ..evaluation.run import evaluate_protocol
 
 CUT_OFFS = (1, 5, 10)
 

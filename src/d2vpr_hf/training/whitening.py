@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch.nn import functional as F
 
-from ..retrieval.row_files import replace_file
+from ..files import replace_file
 
 # Photos that it is fitted on, at most.
 FITTED_ON = 2048

@@ -1,0 +1,112 @@
+"""`d2vpr demo`: the whole way from photos to places, on a town that is drawn or on one's own photos."""
+
+import argparse
+import json
+from pathlib import Path
+
+from .options import add_model_options, embedding_settings, load_checkpoint, quieten_transformers
+from .parsing import CommandParser, add_command, note
+from .photos import report_skipped
+
+FIRST_LINE = "This is d2vpr-small, this project's own small model. It isn't the published D²-VPR."
+MODEL_NOTE = (
+    "The model is this project's own small one, trained on panoramas and drawn towns. It isn't the published D²-VPR, "
+    "of which `d2vpr convert` makes a checkpoint for --model."
+)
+TOWN_NOTE = "The town is drawn. What works on it, or fails, is no evidence about real streets."
+UNSEEN_NOTE = "The model was trained on no town of this seed."
+
+DESCRIPTION = """\
+Shows the whole way on a small town that it draws itself: index the photos of its places, then locate other photos of
+them, taken at other hours, in other weather and in other directions.
+  d2vpr demo
+  d2vpr demo --photos my_photos          the same with photos of your own, some of them held out
+
+It needs no network and takes under two minutes. It leaves d2vpr-demo/ (pictures, a page, the index) and, unless
+--model is given, the model that comes with the package as d2vpr/, which the other commands take by default. A drawn
+town is no evidence about real streets."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
+    parser = add_command(
+        subparsers,
+        "demo",
+        run,
+        summary="see it work, on a town that it draws or on your own photos",
+        usage="[--photos FOLDER] [--model M] [--out DIR]",
+        description=DESCRIPTION,
+    )
+    group = parser.add_argument_group("which photos, and where to")
+    group.add_argument(
+        "--photos", metavar="FOLDER", help="your own photos; some are held out and located (default: draw a town)"
+    )
+    group.add_argument(
+        "--out",
+        metavar="DIR",
+        default=".",
+        help="where d2vpr/ and d2vpr-demo/ are made (default: the working directory)",
+    )
+    group.add_argument("--json", action="store_true", help="print the result as JSON (default: a table)")
+    add_model_options(parser, default=None, default_words="d2vpr-small, written to d2vpr/")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    show = _nowhere if options.json else print
+    own_model = options.model is not None
+    show(f"These are the answers of the checkpoint {options.model}." if own_model else FIRST_LINE)
+    from ..evaluation.baselines import random_weights
+    from .demo_town import check_folder, claim_folder, locate_split, own_split, town_split, write_demo_model
+
+    quieten_transformers()
+    out = Path(options.out)
+    # Both folders are looked at before either is written, so that a refusal leaves nothing behind.
+    folder = check_folder(out / "d2vpr-demo")
+    checkpoint = load_checkpoint(options.model or str(write_demo_model(out / "d2vpr")), options.dim)
+    claim_folder(folder)
+    notes = [] if own_model else [MODEL_NOTE]
+    if options.photos is None:
+        note("drawing a town ...")
+        split = town_split(folder / "town")
+        notes += [TOWN_NOTE] if own_model else [TOWN_NOTE, UNSEEN_NOTE]
+    else:
+        split = own_split(options.photos)
+        notes.append(
+            f"{len(split.queries.paths)} of your photos were held out and located among the other "
+            f"{len(split.database.paths)}."
+        )
+    result = locate_split(
+        split,
+        folder,
+        model=checkpoint.model,
+        processor=checkpoint.processor,
+        untrained=None if own_model else random_weights(checkpoint.model),
+        notes=notes,
+        embedding=embedding_settings(options),
+    )
+    report_skipped(result.skipped)
+    if options.json:
+        made = {"model": {"name": checkpoint.name}, "notes": notes}
+        print(json.dumps(made | result.to_json(), indent=2, ensure_ascii=False))
+        return 0
+    print(f"{result.queries} photos located among {result.places} others in {result.seconds:.0f} s.\n")
+    for table in result.tables():
+        print(table.text(), end="\n\n")
+    if result.recall:
+        print(result.summary(), end="\n\n")
+    else:
+        print("No coordinates are known, so nobody can say which answers are right: look at them.\n")
+    if result.unanswerable:
+        print(f"{result.unanswerable} photos have no other one within 25 m; they count as wrong.\n")
+    for text in notes:
+        print(text)
+    print()
+    for kind in ("page", "pictures", "places"):
+        print(f"{kind:9} {result.files[kind]}")
+    if not own_model:
+        print(f'model     {checkpoint.name}/  (AutoModel.from_pretrained("{checkpoint.name}") after import d2vpr_hf)')
+    return 0
+
+
+def _nowhere(text: str) -> None:
+    """Takes the place of print where stdout is for JSON."""

@@ -1,0 +1,70 @@
+"""`d2vpr embed`: photos to descriptors in a folder."""
+
+import argparse
+import json
+
+from .options import add_model_options, embedding_settings, load_checkpoint
+from .parsing import CommandParser, add_command
+from .photos import report_skipped, skipped_json
+
+DESCRIPTION = """\
+Turns every photo of a folder into a descriptor: a row of numbers, alike for photos of the same place.
+  d2vpr embed my_photos descriptors --model d2vpr
+
+Interrupted, even by kill -9, it goes on where it stopped when run again. Run again later, it takes up photos that
+were added, changed or removed."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
+    parser = add_command(
+        subparsers,
+        "embed",
+        run,
+        summary="turn photos into descriptors, to use them in a program of your own",
+        usage="PHOTOS OUT [options]",
+        description=DESCRIPTION,
+    )
+    group = parser.add_argument_group("which photos, and where to")
+    group.add_argument(
+        "photos", metavar="PHOTOS", help="a folder of photos, searched with its subfolders, or one photo"
+    )
+    group.add_argument(
+        "out",
+        metavar="OUT",
+        help="folder for descriptors.safetensors (float32 rows), images.parquet (their paths) and descriptors.json",
+    )
+    group.add_argument(
+        "--strict", action="store_true", help="stop at the first photo that can't be used (default: skip and list it)"
+    )
+    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    add_model_options(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    checkpoint = load_checkpoint(options.model, options.dim)
+    from ..retrieval.embedder import embed_images
+
+    descriptors = embed_images(
+        options.photos,
+        model=checkpoint.model,
+        processor=checkpoint.processor,
+        strict=options.strict,
+        folder=options.out,
+        **embedding_settings(options),
+    )
+    report_skipped(descriptors.skipped)
+    rows, dim = descriptors.vectors.shape
+    if options.json:
+        result = {
+            "rows": rows,
+            "dim": dim,
+            "folder": options.out,
+            "model_name": descriptors.model_name,
+            "weight_hash": descriptors.weight_hash,
+            "skipped": skipped_json(descriptors.skipped),
+        }
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        print(f"{rows} photos embedded, {dim} numbers each, in {options.out} ({len(descriptors.skipped)} skipped)")
+    return 0 if rows else 1

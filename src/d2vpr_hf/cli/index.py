@@ -1,0 +1,82 @@
+"""`d2vpr index`: a folder of photos becomes a map that can be asked."""
+
+import argparse
+import json
+from pathlib import Path
+
+from .options import add_model_options, embedding_settings, load_checkpoint
+from .parsing import CommandParser, add_command, note
+from .photos import report_skipped, skipped_json
+
+DESCRIPTION = """\
+Learns the places of your photos: embeds them and writes an index that `d2vpr locate` asks.
+  d2vpr index my_photos places
+
+Where each photo was taken is read from its EXIF GPS, from a name as the benchmarks have it
+(@easting@northing@zone@letter@latitude@longitude@...@.jpg), or from --positions. Photos without coordinates are
+found by name. Interrupted, even by kill -9, it goes on where it stopped when run again; run again later, it takes
+up photos that were added, changed or removed. The index keeps absolute paths of the photos."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
+    parser = add_command(
+        subparsers,
+        "index",
+        run,
+        summary="learn the places of a folder of photos",
+        usage="PHOTOS PLACES [options]",
+        description=DESCRIPTION,
+    )
+    group = parser.add_argument_group("which photos, and where to")
+    group.add_argument("photos", metavar="PHOTOS", help="a folder of photos, searched with its subfolders")
+    group.add_argument("places", metavar="PLACES", help="folder of the index; made, or brought up to date")
+    group.add_argument(
+        "--positions",
+        metavar="TABLE",
+        help="CSV or Parquet with the columns path (relative to PHOTOS), lat and lon (degrees, WGS84)",
+    )
+    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    add_model_options(parser)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..photos.folder import read_photo_folder
+
+    # Absolute, so that the pictures of `d2vpr locate` find the photos from any working directory.
+    photos = read_photo_folder(Path(options.photos).absolute(), positions=options.positions)
+    checkpoint = load_checkpoint(options.model, options.dim)
+    from ..retrieval.update import index_photos
+
+    update = index_photos(
+        photos,
+        options.places,
+        model=checkpoint.model,
+        processor=checkpoint.processor,
+        **embedding_settings(options),
+    )
+    report_skipped(update.skipped)
+    index = update.index
+    located = int(index.positions.known.sum())
+    if options.json:
+        result = {
+            "places": len(index),
+            "with_coordinates": located,
+            "added": update.added,
+            "kept": update.kept,
+            "removed": update.removed,
+            "folder": options.places,
+            "model_name": index.model_name,
+            "weight_hash": index.weight_hash,
+            "threshold": index.threshold.score,
+            "threshold_rule": index.threshold.rule,
+            "skipped": skipped_json(update.skipped),
+        }
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+    else:
+        print(
+            f"{len(index)} places in {options.places}, {located} with coordinates "
+            f"({update.added} added, {update.kept} kept, {update.removed} removed, {len(update.skipped)} skipped)"
+        )
+        note(f"ask it: d2vpr locate photo.jpg --index {options.places}")
+    return 0 if len(index) else 1

@@ -1,0 +1,285 @@
+"""`d2vpr locate`: where was this photo taken?"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .options import Checkpoint, add_model_options, embedding_settings, load_checkpoint
+from .parsing import CommandParser, UsageError, add_command, nearest, positive_number, whole_number
+from .photos import report_skipped, skipped_json
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+    from ..photos.positions import Positions
+    from ..reports.pictures import Match
+    from ..retrieval.locate import Answer
+
+# Metres within which two places count as the same, as in the benchmarks.
+SAME_PLACE_M = 25.0
+
+DESCRIPTION = """\
+Tells where photos were taken, by the most similar photos of an index.
+  d2vpr locate photo.jpg --index places
+
+The answer is the place of the best match. Its confidence says how far the matches agree: each counts 1 / rank, and
+confidence is the share of those within 25 m of the best match. Below a score that the index chose without labels the
+answer is 'not in this map'."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
+    parser = add_command(
+        subparsers,
+        "locate",
+        run,
+        summary="tell where a photo was taken",
+        usage="PHOTO [PHOTO ...] --index PLACES [options]",
+        description=DESCRIPTION,
+    )
+    group = parser.add_argument_group("which photos, and which map")
+    group.add_argument("photos", metavar="PHOTO", nargs="+", help="photos, or folders of photos")
+    group.add_argument("--index", metavar="PLACES", required=True, help="folder that `d2vpr index` made")
+    group = parser.add_argument_group("what may be the answer")
+    group.add_argument("--k", metavar="K", type=whole_number(1), default=5, help="matches to look at (default: 5)")
+    group.add_argument(
+        "--near", metavar=("LAT", "LON"), nargs=2, type=float, help="only places around this point (degrees, WGS84)"
+    )
+    group.add_argument(
+        "--radius-m", metavar="R", type=positive_number, help="how far around it, in metres (needed with --near)"
+    )
+    group.add_argument(
+        "--exclude", metavar="PLACE", nargs="+", default=[], help="photos of the index, by name or id, to leave out"
+    )
+    group.add_argument(
+        "--threshold",
+        metavar="T",
+        type=float,
+        help="score below which a photo is not in this map; -1, the lowest score of descriptors of length 1, never "
+        "says so (default: the index's own)",
+    )
+    group = parser.add_argument_group("what to show")
+    group.add_argument(
+        "--out", metavar="DIR", default="results", help="folder of the pictures that are made (default: results)"
+    )
+    group.add_argument("--regions", action="store_true", help="draw the 13 regions that the model reads, too")
+    group.add_argument("--json", action="store_true", help="print the answers as JSON (default: as text)")
+    add_model_options(parser, default=None, default_words="the one that made the index", dim_words="the index's")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    if (options.near is None) != (options.radius_m is None):
+        raise UsageError("--near LAT LON and --radius-m R go together. Give both, or neither.")
+    from ..retrieval.index import PlaceIndex
+
+    paths = _photo_paths(options.photos)
+    index = PlaceIndex.load(options.index)
+    excluded = _excluded_ids(index.places, options.exclude)
+    checkpoint = load_checkpoint(options.model or index.model_name, options.dim, usual_dim=index.dim)
+    from ..retrieval.embedder import embed_images
+    from ..retrieval.locate import locate
+
+    descriptors = embed_images(
+        paths,
+        model=checkpoint.model,
+        processor=checkpoint.processor,
+        progress=len(paths) > options.batch_size,
+        **embedding_settings(options),
+    )
+    report_skipped(descriptors.skipped)
+    if not descriptors.paths:
+        return 1
+    answers = locate(
+        descriptors,
+        index,
+        k=options.k,
+        same_place_m=SAME_PLACE_M,
+        threshold=options.threshold,
+        near=options.near and tuple(options.near),
+        radius_m=options.radius_m,
+        exclude=excluded,
+    )
+    pictures = _draw(answers, options, checkpoint)
+    rule = f"{options.threshold:g}, as given" if options.threshold is not None else index.threshold.rule
+    if options.json:
+        result = {
+            "answers": [asdict(answer) | drawn for answer, drawn in zip(answers, pictures, strict=True)],
+            "confidence_rule": f"share of the matches, each counting 1 / rank, within {SAME_PLACE_M:g} m of the best",
+            "threshold_rule": rule,
+            "skipped": skipped_json(descriptors.skipped),
+        }
+        print(json.dumps(result, indent=2, ensure_ascii=False))
+        return 0
+    for answer, drawn in zip(answers, pictures, strict=True):
+        print("\n".join(_lines(answer, drawn)), end="\n\n")
+    if any(answer.confidence is not None for answer in answers):
+        print(
+            f"confidence: share of the {options.k} best matches, each counting 1 / rank, that lie within "
+            f"{SAME_PLACE_M:g} m of the best"
+        )
+    print(_threshold_words(answers[0].threshold, rule))
+    return 0
+
+
+def _photo_paths(names: Sequence[str]) -> list[Path]:
+    """The photos named, those of a folder in its place.
+
+    Raises: UsageError if one isn't there, or is named twice.
+    """
+    from ..photos.images import list_images
+
+    paths: list[Path] = []
+    for name in map(Path, names):
+        if name.is_dir():
+            found = list_images(name)
+            if not found:
+                raise UsageError(f"{name} holds no photo. Give photos, or a folder of them.")
+            paths += found
+        elif name.exists():
+            paths.append(name)
+        else:
+            raise UsageError(f"there is no photo {name}. Check the path.")
+    return list(dict.fromkeys(paths))
+
+
+def _excluded_ids(places: "pd.DataFrame", names: Sequence[str]) -> "np.ndarray | None":
+    """Ids of the places named by id, path or file name; None for none.
+
+    Raises: UsageError if one isn't in the index.
+    """
+    if not names:
+        return None
+    import numpy as np
+
+    by_name: dict[str, list[int]] = {}
+    for place, path in zip(places["id"].tolist(), places["path"].tolist(), strict=True):
+        for name in {path, Path(path).name, str(place)}:
+            by_name.setdefault(name, []).append(place)
+    for name in names:
+        if name not in by_name:
+            raise UsageError(
+                f"--exclude names {name}, but the index has no photo and no id of that name"
+                f"{nearest(name, list(by_name))}"
+            )
+    return np.unique(np.concatenate([by_name[name] for name in names]))
+
+
+def _draw(answers: "Sequence[Answer]", options: argparse.Namespace, checkpoint: Checkpoint) -> list[dict[str, str]]:
+    """Writes the pictures of every answer; returns their paths, by kind."""
+    from ..files import text_to_path
+    from ..photos.positions import Positions
+    from ..reports.pages import write_picture
+    from ..reports.pictures import matches_picture, regions_picture
+
+    photos = [text_to_path(answer.query) for answer in answers]
+    own = Positions.from_photos(photos)
+    drawn: list[dict[str, str]] = []
+    for answer, photo, name, row in zip(answers, photos, _picture_names(photos), range(len(photos)), strict=True):
+        folder = Path(options.out)
+        picture = matches_picture(
+            photo,
+            _matches(answer, own[[row]]),
+            title=_title(answer),
+            query_name=photo.name,
+            query_note=_own_note(own, row),
+        )
+        paths = {"picture": str(write_picture(folder / f"{name}-matches.jpg", picture))}
+        if options.regions:
+            regions = regions_picture(
+                photo, _region_boxes(photo, checkpoint), title=f"{photo.name}: the regions that the model reads"
+            )
+            paths["regions_picture"] = str(write_picture(folder / f"{name}-regions.jpg", regions))
+        drawn.append(paths)
+    return drawn
+
+
+def _picture_names(photos: Sequence[Path]) -> list[str]:
+    """A name for each photo's pictures; photos of one name from several folders get a number."""
+    seen: dict[str, int] = {}
+    names: list[str] = []
+    for photo in photos:
+        stem = photo.stem.encode("utf-8", "replace").decode()
+        seen[stem] = seen.get(stem, 0) + 1
+        names.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
+    return names
+
+
+def _matches(answer: "Answer", own: "Positions") -> "list[Match]":
+    """The candidates for the picture: judged where the photo itself says where it was taken."""
+    from ..files import text_to_path
+    from ..photos.positions import distances_m
+    from ..reports.pictures import Match
+
+    matches: list[Match] = []
+    for rank, each in enumerate(answer.candidates):
+        path, score = text_to_path(each["path"]), each["score"]
+        if each["latitude"] is not None and own.known[0] and own.latitude[0] == own.latitude[0]:
+            away = float(distances_m(own.latitude[0], own.longitude[0], each["latitude"], each["longitude"]))
+            matches.append(Match(path, path.name, score, away, right=away <= SAME_PLACE_M))
+        else:
+            from_first = each["distance_m"] if rank else None
+            matches.append(Match(path, path.name, score, from_first, "from no. 1"))
+    return matches
+
+
+def _region_boxes(photo: Path, checkpoint: Checkpoint) -> "np.ndarray":
+    """(13, 4) where the model's regions lie on one photo."""
+    import torch
+
+    from ..photos.images import open_image
+
+    with torch.no_grad():
+        device = next(checkpoint.model.parameters()).device
+        inputs = checkpoint.processor(open_image(photo), return_tensors="pt").to(device)
+        boxes = getattr(checkpoint.model.float()(**inputs), "region_boxes", None)
+    if boxes is None:
+        raise UsageError(
+            f"--regions: a {checkpoint.model.config.model_type} model has no deformed regions. Leave --regions out, or "
+            "use a d2vpr model."
+        )
+    return boxes[0].cpu().numpy()
+
+
+def _title(answer: "Answer") -> str:
+    from ..reports.pictures import format_degrees
+
+    if answer.score is None:
+        return "nothing to compare with"
+    if not answer.in_map:
+        return f"not in this map: best score {answer.score:.3f} is below {answer.threshold:.3f}"
+    if answer.latitude is None:
+        return f"looks like {Path(answer.candidates[0]['path']).name} · no coordinates known"
+    confidence = "" if answer.confidence is None else f" · confidence {answer.confidence:.2f}"
+    return f"{format_degrees(answer.latitude, answer.longitude)}{confidence}"
+
+
+def _own_note(own: "Positions", row: int) -> str:
+    latitude, longitude = own.latitude[row], own.longitude[row]
+    return f"taken at {latitude:.5f}, {longitude:.5f}" if latitude == latitude else ""
+
+
+def _lines(answer: "Answer", drawn: dict[str, str]) -> list[str]:
+    """The answer for a terminal."""
+    name = Path(answer.query).name
+    if answer.score is None:
+        return [f"{name}: no place of the index may be the answer (--near and --exclude leave none)"]
+    best = answer.candidates[0]
+    lines = [f"{name}: {_title(answer).split(' · ')[0]}"]
+    if answer.in_map and answer.latitude is not None:
+        lines.append("  confidence  " + ("unknown" if answer.confidence is None else f"{answer.confidence:.2f}"))
+    lines.append(f"  best match  {Path(best['path']).name} (score {best['score']:.3f})")
+    lines.append(f"  picture     {drawn['picture']}")
+    if "regions_picture" in drawn:
+        lines.append(f"  regions     {drawn['regions_picture']}")
+    return lines
+
+
+def _threshold_words(threshold: float | None, rule: str) -> str:
+    """When a photo is not in this map, and how that was chosen."""
+    if threshold is None:
+        return f"'not in this map' is never said: {rule.removeprefix('none: ')}"
+    return f"'not in this map': best score below {threshold:.3f} ({rule})"

@@ -1,0 +1,73 @@
+"""`d2vpr reduce`: a checkpoint that gives shorter descriptors, by a PCA fitted on photos."""
+
+import argparse
+import json
+
+from .options import add_model_options, embedding_settings, load_checkpoint
+from .parsing import CommandParser, UsageError, add_command, whole_number
+
+DESCRIPTION = """\
+Makes a checkpoint whose descriptors are shorter, by a PCA fitted on photos, and keeps in it what it was fitted on.
+  d2vpr reduce training_photos d2vpr-512 --model d2vpr --dim 512 --renormalise
+
+Fit it on photos that nothing is tested on: an evaluation refuses a model whose PCA saw its test photos. --preset
+published is how D2-VPR's published results were made: 4096 numbers, 16,384 photos of pitts30k/images/train, not
+renormalised, so that descriptors are ranked by distance."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
+    parser = add_command(
+        subparsers,
+        "reduce",
+        run,
+        summary="make a checkpoint with shorter descriptors (PCA)",
+        usage="PHOTOS OUT (--dim N | --preset published) [options]",
+        description=DESCRIPTION,
+    )
+    group = parser.add_argument_group("which photos, and where to")
+    group.add_argument("photos", metavar="PHOTOS", help="a folder of photos, searched with its subfolders")
+    group.add_argument("out", metavar="OUT", help="the checkpoint folder to make; it must not exist yet, or be empty")
+    group.add_argument("--name", metavar="NAME", help="of the photos, for the checkpoint (default: their folder's)")
+    group = parser.add_argument_group("which PCA")
+    group.add_argument("--dim", metavar="N", type=whole_number(1), help="numbers in a descriptor")
+    group.add_argument("--preset", metavar="NAME", choices=("published",), help="published: as the paper's results")
+    group.add_argument(
+        "--images", metavar="N", type=whole_number(2), help="photos to fit it on, drawn at random (default: 16384)"
+    )
+    group.add_argument("--seed", metavar="N", type=whole_number(0), help="draws them (default: 0)")
+    group.add_argument("--renormalise", action="store_true", help="bring the shorter descriptors to length 1")
+    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    add_model_options(parser, dim_words=None)
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    own = {
+        name: value
+        for name in ("dim", "images", "seed", "renormalise")
+        if (value := getattr(options, name)) not in (None, False)
+    }
+    if (options.preset is None) == ("dim" not in own):
+        raise UsageError("give --dim N, or --preset published, which says itself how many.")
+    if options.preset and own:
+        raise UsageError(f"--preset {options.preset} says itself what --{next(iter(own))} is. Leave one of them out.")
+    from ..retrieval.pca import PUBLISHED_PCA, PcaSettings, reduce_checkpoint
+
+    checkpoint = load_checkpoint(options.model)
+    pca = reduce_checkpoint(
+        options.photos,
+        options.out,
+        model=checkpoint.model,
+        processor=checkpoint.processor,
+        settings=PUBLISHED_PCA if options.preset else PcaSettings(**own),
+        name=options.name,
+        **embedding_settings(options),
+    )
+    about = pca.to_config()
+    if options.json:
+        print(json.dumps({"folder": options.out, "descriptor_dim": pca.dim, **about}, indent=2, ensure_ascii=False))
+        return 0
+    print(f"{options.out}: {pca.dim} numbers a descriptor, which keep {100 * pca.variance_kept:.1f} % of the variance")
+    print(f"fitted on {pca.images} photos of {pca.source.name} (seed {pca.seed}, files {about['files_sha256'][:8]})")
+    print("descriptors have length 1" if pca.renormalise else "not renormalised: descriptors are ranked by distance")
+    return 0

@@ -1,0 +1,67 @@
+"""`d2vpr verify`: which benchmark protocol is this folder, and what differs from it?"""
+
+import argparse
+import json
+
+from .parsing import CommandParser, UsageError, add_command, nearest, whole_number
+
+DESCRIPTION = """\
+Says which benchmark protocol a folder is, and what differs from it: counts, names, coordinates, photos that don't open.
+  d2vpr verify data/nordland
+  d2vpr verify data/msls --protocol msls-val-740 --all-images
+
+Counts that nobody has verified are shown as such; a difference from them is a remark, not an error. Exit code 0: the
+folder is exactly the protocol; 1: it isn't."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
+    parser = add_command(
+        subparsers,
+        "verify",
+        run,
+        summary="tell which benchmark protocol a folder is, and what differs",
+        usage="ROOT [options]",
+        description=DESCRIPTION,
+    )
+    group = parser.add_argument_group("what to look at")
+    group.add_argument("root", metavar="ROOT", help="the folder of the set")
+    group.add_argument(
+        "--protocol", metavar="ID", help="compare with this protocol (default: find out); `d2vpr evaluate --list`"
+    )
+    group.add_argument(
+        "--sample",
+        metavar="N",
+        type=whole_number(0),
+        default=200,
+        help="photos of the database and of the queries to open (default: 200)",
+    )
+    group.add_argument("--all-images", action="store_true", help="open every photo")
+    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..protocols.verify import verify_folder
+
+    if options.protocol is not None:
+        check_protocol(options.protocol)
+    result = verify_folder(options.root, options.protocol, sample=None if options.all_images else options.sample)
+    if options.json:
+        print(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+    else:
+        print(result.text(), end="")
+    return 0 if result.exact else 1
+
+
+def check_protocol(name: str) -> None:
+    """Refuses an id that no protocol has, with the nearest one.
+
+    Raises: UsageError.
+    """
+    from ..protocols.records import PROTOCOLS
+
+    known = [record.id for record in PROTOCOLS]
+    if name not in known:
+        raise UsageError(
+            f"there is no protocol {name!r}{nearest(name, known) or '.'} `d2vpr evaluate --list` shows all"
+        )

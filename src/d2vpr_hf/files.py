@@ -1,0 +1,134 @@
+"""Files and folders on the disk: written whole or not at all, hashed, and named in text."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from filelock import FileLock, Timeout
+
+TEMPORARY_SUFFIX = ".tmp"
+_LOCK_FILE = ".lock"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill, which takes its place whole, flushed to the disk, or not at all."""
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def replace_file(path: str | Path, content: bytes | str) -> Path:
+    """Writes a small file whole or not at all, text in UTF-8; its folder is made. Returns the path."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A draft folder to fill, which takes the folder's place whole, flushed to the disk, or not at all.
+
+    The draft lies beside the folder under a name that doesn't change, so the next run clears what a killed one left.
+
+    Args:
+        overwrite: replace what the folder holds, once the draft is whole.
+
+    Raises: FileExistsError if the folder holds something and `overwrite` is off; RuntimeError if another run is
+        writing the same folder.
+    """
+    folder = Path(folder)
+    _check_free(folder, overwrite)
+    draft = folder.with_name(f".{folder.name}{TEMPORARY_SUFFIX}")
+    draft.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(draft / _LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RuntimeError(f"{folder} is being written by another run. Wait for it, or name another folder.") from error
+    try:
+        for left in draft.iterdir():
+            if left.name != _LOCK_FILE:
+                _remove(left)
+        yield draft
+        for path in draft.rglob("*"):
+            if path.is_file() and path.name != _LOCK_FILE:
+                sync(path)
+        _check_free(folder, overwrite)
+        if folder.exists():
+            _remove(folder)
+        if os.name == "nt":  # there an open file keeps its folder from being renamed
+            lock.release()
+        draft.rename(folder)
+        (folder / _LOCK_FILE).unlink(missing_ok=True)
+    except BaseException:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
+    finally:
+        lock.release()
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Has the system put a file, or a folder's names, on the disk before anything is renamed over it."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return  # Windows can't flush a folder, and needs no such call
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def hash_file(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hex."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_state(path: str | Path) -> tuple[int, int]:
+    """Size in bytes and time of the last change in nanoseconds; (-1, -1) where the file can't be seen."""
+    with suppress(OSError):
+        status = os.stat(path)  # noqa: PTH116 - a Path would be made for each of a million photos
+        return status.st_size, status.st_mtime_ns
+    return -1, -1
+
+
+def path_to_text(path: str | os.PathLike) -> str:
+    """The path as text that any file format takes: bytes that aren't UTF-8 are written as \\xNN."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def text_to_path(text: str) -> Path:
+    """The path that `path_to_text` wrote; its \\xNN become bytes again unless a file of that very name exists."""
+    if "\\x" not in text or os.path.lexists(text):
+        return Path(text)
+    name = re.sub(rb"\\x([89a-f][0-9a-f])", lambda hit: bytes.fromhex(hit[1].decode()), text.encode())
+    return Path(os.fsdecode(name))
+
+
+def _check_free(folder: Path, overwrite: bool) -> None:
+    if not overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and isn't empty. Remove it, or name another folder.")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

@@ -1,0 +1,199 @@
+"""Opens equirectangular panoramas, and writes views of them under the benchmarks' names."""
+
+import io
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from tqdm import tqdm
+
+from ..files import path_to_text
+from ..photos.images import UnreadableImage, list_images, open_image, read_exif
+from ..photos.positions import Positions
+from .views import cut_views
+
+JPEG_QUALITY = 90
+# Some programs are a row off.
+_PIXELS_OFF = 2
+# UTM's bands of 8 degrees from 80 degrees south on; the last reaches to 84 degrees north.
+_BANDS = "CDEFGHJKLMNPQRSTUVWXX"
+_MOMENT = re.compile(r"(\d{4}):(\d\d):(\d\d) (\d\d):(\d\d):(\d\d)")
+
+
+@dataclass(frozen=True)
+class WrittenViews:
+    """Views on disk.
+
+    Attributes:
+        paths: of the views, panorama by panorama.
+        skipped: path and reason of each panorama that couldn't be used.
+    """
+
+    paths: list[Path]
+    skipped: list[tuple[str, str]]
+
+
+def open_panorama(path: str | Path) -> torch.Tensor:
+    """(3, height, width) uint8 of an equirectangular image.
+
+    Raises: UnreadableImage if it can't be opened or isn't twice as wide as high.
+    """
+    image = open_image(path)
+    if abs(image.width - 2 * image.height) > _PIXELS_OFF:
+        raise UnreadableImage(
+            path, f"{image.width} x {image.height} pixels, but an equirectangular panorama is twice as wide as high"
+        )
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def cut_panoramas(
+    source: str | Path,
+    out: str | Path,
+    *,
+    headings: int = 12,
+    pitch_deg: float = 0.0,
+    field_deg: float = 75.0,
+    height: int = 480,
+    width: int = 640,
+    device: str | torch.device = "cpu",
+    progress: bool = True,
+) -> WrittenViews:
+    """Writes JPEG views of panoramas, evenly spread in heading, under the benchmarks' names.
+
+    A name holds where the panorama was taken, if its own name or EXIF says so, the name of its file as the panorama's,
+    heading and pitch in whole degrees, and when it was taken. Headings count clockwise from the panorama's centre
+    column. The views of a panorama in a subfolder lie in one of the same name.
+
+    Args:
+        source: a panorama, or a folder of them, searched with its subfolders.
+        out: folder for the views; files of the same name are replaced.
+        headings: views of each panorama, 1 to 360, the first at heading 0.
+        pitch_deg: upwards, -90 to 90.
+        field_deg: horizontal field of view, below 180.
+        height, width: pixels of the views.
+        device: where the views are computed.
+        progress: whether to show a bar on stderr.
+
+    Raises: FileNotFoundError if there is no such file or folder; ValueError if the folder holds no image, two
+        panoramas share a name, or a number is out of range.
+    Source: naming scheme of the deep visual geo-localization benchmark (Berton et al., CVPR 2022).
+    """
+    if not 1 <= headings <= 360 or not -90 <= pitch_deg <= 90:
+        raise ValueError(
+            f"headings is {headings} and pitch_deg {pitch_deg}; expected 1 to 360 headings, which names tell apart, "
+            "and a pitch from -90 to 90 degrees. Give such numbers."
+        )
+    source, out = Path(source), Path(out)
+    root = source if source.is_dir() else source.parent
+    panoramas = list_panoramas(source, but_not_in=out)
+    _refuse_same_stems(panoramas, root)
+    positions = Positions.from_photos(panoramas)
+    turns = torch.arange(headings) * 360 / headings
+    written: list[Path] = []
+    skipped: list[tuple[str, str]] = []
+    with ThreadPoolExecutor() as pool:
+        for row, path in enumerate(tqdm(panoramas, desc="cutting", unit="panorama", disable=not progress)):
+            try:
+                panorama = open_panorama(path).to(device)
+            except UnreadableImage as error:
+                skipped.append((error.path, error.reason))
+                continue
+            views = cut_views(panorama, turns, pitch_deg, 0.0, field_deg, height=height, width=width)
+            folder = out / path.parent.relative_to(root)
+            name = _namer(path, positions[row : row + 1], pitch_deg)
+            names = [folder / name(turn) for turn in turns.tolist()]
+            list(pool.map(write_view, names, as_pixels(views)))
+            written += names
+    return WrittenViews(written, skipped)
+
+
+def list_panoramas(source: Path, *, but_not_in: Path | None = None) -> list[Path]:
+    """The file itself, or what is named like an image in the folder, sorted by path, less what lies in another.
+
+    Raises: FileNotFoundError if there is no such file or folder; ValueError if the folder holds no image.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{path_to_text(source)} isn't there. Give a panorama, or a folder of panoramas.")
+    if not source.is_dir():
+        return [source]
+    left_out = but_not_in.absolute() if but_not_in is not None else None
+    found = [path for path in list_images(source) if left_out is None or left_out not in path.absolute().parents]
+    if not found:
+        raise ValueError(f"{path_to_text(source)} holds no image (such as .jpg or .png). Give a folder of panoramas.")
+    return found
+
+
+def as_pixels(views: torch.Tensor) -> Iterator[np.ndarray]:
+    """(height, width, 3) uint8 of each of (views, 3, height, width) from 0 to 255."""
+    yield from views.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def write_view(path: Path, pixels: np.ndarray) -> None:
+    """Writes a view as JPEG, whole or not at all."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
+    replace_file(path, buffer.getvalue())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a small file whole or not at all, with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.tmp")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+def _refuse_same_stems(panoramas: Sequence[Path], root: Path) -> None:
+    """Views are named after their panorama's stem, so that of two with the same one's views would be lost."""
+    seen: dict[Path, Path] = {}
+    for path in panoramas:
+        if other := seen.get(stem := path.with_name(_pano_id(path))):
+            raise ValueError(
+                f"{path_to_text(other.relative_to(root))} and {path_to_text(path.relative_to(root))} would give views "
+                "of the same names. Rename one of them, or move it into a folder of its own."
+            )
+        seen[stem] = path
+
+
+def _pano_id(path: Path) -> str:
+    # "@" separates the fields of a name. A name that has them already gives the panorama's own.
+    parts = path.name.split("@")
+    own = parts[7] if len(parts) > 8 and not parts[0] else ""
+    return own or path_to_text(path.stem).replace("@", "_")
+
+
+def _namer(path: Path, position: Positions, pitch_deg: float) -> Callable[[float], str]:
+    """The name of a panorama's view by its heading in degrees."""
+    zone, latitude, longitude = int(position.zone[0]), position.latitude[0], position.longitude[0]
+    banded = zone > 0 and -80 <= latitude <= 84
+    before = [
+        _padded(position.easting[0], 7, 2),
+        _padded(position.northing[0], 7, 2),
+        f"{zone:02d}" if zone else "",
+        _BANDS[int((latitude + 80) // 8)] if banded else "",
+        _padded(latitude, 3, 5),
+        _padded(longitude, 4, 5),
+        _pano_id(path),
+        "",  # number of the tile
+    ]
+    after = [f"{round(pitch_deg):03d}", "", "", _moment(path), ""]  # pitch, roll, height, time, note
+    return lambda heading: f"@{'@'.join([*before, f'{round(heading) % 360:03d}', *after])}@.jpg"
+
+
+def _padded(number: float, before: int, after: int) -> str:
+    """Fixed width as in the benchmarks' names: (5.5, 3, 2) gives 005.50; nothing for nan."""
+    return "" if np.isnan(number) else f"{'-' if number < 0 else ''}{abs(number):0{before + 1 + after}.{after}f}"
+
+
+def _moment(path: str | os.PathLike) -> str:
+    """When the photo was taken, as YYYYMMDD_hhmmss; nothing where EXIF doesn't say."""
+    exif = read_exif(path)
+    text = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
+    found = _MOMENT.match(str(text))
+    return "{}{}{}_{}{}{}".format(*found.groups()) if found else ""

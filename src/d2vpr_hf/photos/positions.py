@@ -1,0 +1,338 @@
+"""Where photos were taken: WGS84 degrees and UTM metres, read from names, EXIF or a table, and who is near whom."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from pyproj import Geod, Proj
+from scipy.spatial import cKDTree
+
+from ..files import path_to_text
+from .images import read_exif
+
+logger = logging.getLogger(__name__)
+
+_GPS = 0x8825
+_LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
+# A zone is 6 degrees wide. Twice that on either side is far beyond any radius, and projections still hold there.
+_WINDOW_DEGREES = 12
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """Where each of a list of photos was taken.
+
+    Attributes:
+        latitude, longitude: (rows,) float64 degrees, WGS84, north and east positive; nan where unknown.
+        easting, northing: (rows,) float64 metres in the row's UTM zone; nan where unknown.
+        zone: (rows,) int16, 1 to 60, or 0 where unknown. Zone 0 with an easting is a mock position, as
+            benchmarks made from videos have: metres along the track, without degrees.
+        south: (rows,) bool, True on the southern hemisphere, whose northings start at 10,000,000 on the equator.
+    """
+
+    latitude: np.ndarray
+    longitude: np.ndarray
+    easting: np.ndarray
+    northing: np.ndarray
+    zone: np.ndarray
+    south: np.ndarray
+
+    def __post_init__(self) -> None:
+        lengths = {field.name: np.shape(getattr(self, field.name)) for field in fields(self)}
+        if len(set(lengths.values())) != 1 or len(lengths["zone"]) != 1:
+            raise ValueError(f"Positions needs six arrays of one length, one entry a photo, but got shapes {lengths}.")
+
+    def __len__(self) -> int:
+        return len(self.zone)
+
+    def __getitem__(self, rows: slice | Sequence[int] | np.ndarray) -> "Positions":
+        """The positions of some rows, as a slice, row numbers or a mask."""
+        return Positions(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    @property
+    def known(self) -> np.ndarray:
+        """(rows,) bool: whether the row has a position in metres, true or mock."""
+        return ~np.isnan(self.easting)
+
+    @classmethod
+    def unknown(cls, count: int) -> "Positions":
+        """Positions of `count` photos of which nothing is known."""
+        return cls(*(np.full(count, np.nan) for _ in range(4)), np.zeros(count, np.int16), np.zeros(count, bool))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Positions"]) -> "Positions":
+        """All rows of several positions, in order."""
+        parts = [*parts, cls.unknown(0)]
+        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    @classmethod
+    def from_degrees(cls, latitude: Sequence[float], longitude: Sequence[float]) -> "Positions":
+        """Positions from WGS84 degrees; nan means unknown.
+
+        Longitudes up to 360 are taken and come back within -180 to 180. Zones are those of the UTM standard,
+        with its exceptions in Norway and on Svalbard.
+
+        Raises: ValueError naming the first row outside of -90 to 90 and -180 to 360 degrees.
+        """
+        latitude, longitude = np.asarray(latitude, np.float64), np.asarray(longitude, np.float64)
+        if bad := _rows_out_of_range(latitude, longitude):
+            row = bad[0]
+            raise ValueError(
+                f"row {row} has latitude {latitude[row]} and longitude {longitude[row]}, but latitudes lie within "
+                "-90 and 90 degrees and longitudes within -180 and 360. Check that the two aren't swapped."
+            )
+        missing = np.isnan(latitude) | np.isnan(longitude)
+        latitude = np.where(missing, np.nan, latitude)
+        longitude = np.where(missing, np.nan, _wrapped(longitude))
+        zone, south = _utm_zone(latitude, longitude), latitude < 0
+        return cls(latitude, longitude, *_utm(longitude, latitude, zone, south), zone, south)
+
+    @classmethod
+    def from_names(cls, paths: Sequence[str | Path]) -> "Positions":
+        """Positions from the benchmarks' names, `@easting@northing@zone@letter@latitude@longitude@...@.jpg`.
+
+        Only the base name is read. Metres stay as written. Degrees are computed from them where the zone is
+        given, since names round degrees to about a metre; blank zones give mock positions. A name of another
+        form, or with other than numbers where numbers belong, is unknown.
+
+        Source: naming scheme of the deep visual geo-localization benchmark (Berton et al., CVPR 2022).
+        """
+        parsed = np.array([_parse_name(Path(path).name) for path in paths], np.float64).reshape(-1, 6)
+        easting, northing, zone, south, latitude, longitude = parsed.T
+        zone, south = zone.astype(np.int16), south.astype(bool)
+        exact_longitude, exact_latitude = _utm(easting, northing, zone, south, inverse=True)
+        latitude = np.where(zone > 0, exact_latitude, latitude)
+        longitude = np.where(zone > 0, exact_longitude, longitude)
+        named = cls(latitude, longitude, easting, northing, zone, south)
+        only_degrees = np.flatnonzero(np.isnan(easting) & ~np.isnan(latitude) & ~np.isnan(longitude))
+        return named._with_rows(only_degrees, cls.from_degrees(latitude[only_degrees], longitude[only_degrees]))
+
+    @classmethod
+    def from_photos(cls, paths: Sequence[str | Path]) -> "Positions":
+        """Positions from each photo's name if it is of the benchmarks' form, else from its EXIF GPS.
+
+        EXIF without a hemisphere, with a division by zero, or at exactly 0 N 0 E (what cameras write before
+        they know) is unknown.
+        """
+        named = cls.from_names(paths)
+        others = np.flatnonzero(~named.known)
+        with ThreadPoolExecutor() as pool:
+            degrees = list(pool.map(lambda row: _exif_degrees(paths[row]), others))
+        latitude, longitude = np.array(degrees, np.float64).reshape(-1, 2).T
+        return named._with_rows(others, cls.from_degrees(latitude, longitude))
+
+    @classmethod
+    def from_table(cls, table: str | Path, paths: Sequence[str | Path]) -> "Positions":
+        """Positions from a CSV or Parquet file with the columns path, lat and lon (degrees, WGS84).
+
+        A photo's row is the one that has its path as given here or, failing that, its base name. Photos without
+        a row are unknown and rows without a photo are left out; both are logged as a warning.
+
+        Raises: ValueError naming the row if degrees are no numbers or out of range, or a path appears twice or is
+            no text; naming the columns if one is missing; naming the photo if several rows have its base name.
+        """
+        wanted, latitude, longitude = _read_table(Path(table))
+        row_of = {path: row for row, path in enumerate(wanted)}
+        shared = Counter(path.rpartition("/")[2] for path in wanted)
+        row_of_base = {path.rpartition("/")[2]: row for row, path in enumerate(wanted)}
+        rows = np.full(len(paths), -1)
+        for photo, path in enumerate(paths):
+            text = path_to_text(path)
+            base = text.rpartition("/")[2]
+            if text not in row_of and shared[base] > 1:
+                raise ValueError(
+                    f"{table} has {shared[base]} rows named {base!r}, and none with the path {text!r}. "
+                    "Write paths relative to the folder of photos."
+                )
+            rows[photo] = row_of.get(text, row_of_base.get(base, -1))
+        unused = sorted(set(range(len(wanted))) - set(rows.tolist()))
+        without = np.flatnonzero(rows < 0)
+        if unused:
+            logger.warning("%s: %d rows match no photo, such as %r.", table, len(unused), wanted[unused[0]])
+        if len(without):
+            first = path_to_text(paths[without[0]])
+            logger.warning("%s: %d photos have no row and so no position, such as %r.", table, len(without), first)
+        found = np.flatnonzero(rows >= 0)
+        return cls.unknown(len(paths))._with_rows(found, cls.from_degrees(latitude, longitude)[rows[found]])
+
+    def _with_rows(self, rows: np.ndarray, others: "Positions") -> "Positions":
+        """These positions, with some rows taken from others."""
+        columns = [getattr(self, field.name).copy() for field in fields(self)]
+        for column, field in zip(columns, fields(self), strict=True):
+            column[rows] = getattr(others, field.name)
+        return Positions(*columns)
+
+
+def positives_within(database: Positions, queries: Positions, radius_m: float = 25.0) -> list[np.ndarray]:
+    """For each query, the database rows within `radius_m` metres, the radius itself included.
+
+    Distances are plain distances in UTM, as the benchmarks measure them. A database photo of another zone or
+    hemisphere than the query's is projected into the query's zone first, so that borders don't matter. Mock
+    positions are compared with mock positions only. Whoever has no position is near nobody.
+
+    Returns: for each query an int64 array of database rows, ascending.
+    Raises: ValueError if the radius is negative or no number.
+    """
+    if not radius_m >= 0:
+        raise ValueError(f"radius_m is {radius_m}, but must be a distance in metres, 0 or more, such as 25.")
+    positives = [np.empty(0, np.int64) for _ in range(len(queries))]
+    group = queries.zone.astype(np.int64) * 2 + queries.south
+    for key in np.unique(group[queries.known]):
+        zone, south = divmod(int(key), 2)
+        asking = np.flatnonzero(queries.known & (group == key))
+        rows, points = points_in_zone(database, zone, bool(south))
+        if not len(rows):
+            continue
+        near = cKDTree(points).query_ball_point(
+            np.column_stack([queries.easting[asking], queries.northing[asking]]), radius_m, return_sorted=True
+        )
+        for query, found in zip(asking, near, strict=True):
+            positives[query] = rows[np.asarray(found, np.int64)]
+    return positives
+
+
+def distances_m(
+    latitude_a: np.ndarray, longitude_a: np.ndarray, latitude_b: np.ndarray, longitude_b: np.ndarray
+) -> np.ndarray:
+    """Distances in metres along the WGS84 ellipsoid, element by element; nan where a degree is nan.
+
+    The four broadcast. UTM's metres, which `positives_within` compares, differ from these by up to 0.1 %.
+    """
+    degrees = np.broadcast_arrays(longitude_a, latitude_a, longitude_b, latitude_b)
+    degrees = [np.array(each, np.float64) for each in degrees]
+    missing = np.isnan(degrees).any(axis=0)
+    distance = np.asarray(Geod(ellps="WGS84").inv(*(np.where(missing, 0.0, each) for each in degrees))[2])
+    return np.where(missing, np.nan, distance)
+
+
+def points_in_zone(positions: Positions, zone: int, south: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that can be near something in a zone, ascending, and their (rows, 2) easting and northing there."""
+    same = positions.known & (positions.zone == zone) & (positions.south == south)
+    if zone == 0:
+        rows = np.flatnonzero(positions.known & (positions.zone == 0))
+        return rows, np.column_stack([positions.easting[rows], positions.northing[rows]])
+    meridian = zone * 6 - 183
+    off = np.abs(_wrapped(positions.longitude - meridian))
+    rows = np.flatnonzero(same | (positions.known & (positions.zone > 0) & (off <= _WINDOW_DEGREES)))
+    others = np.where(same[rows], 0, zone)
+    easting, northing = _utm(positions.longitude[rows], positions.latitude[rows], others, np.full(len(rows), south))
+    # Rows of the zone itself keep the metres they came with: names round them, and benchmarks compare those.
+    easting = np.where(same[rows], positions.easting[rows], easting)
+    northing = np.where(same[rows], positions.northing[rows], northing)
+    return rows, np.column_stack([easting, northing])
+
+
+def _wrapped(longitude: np.ndarray) -> np.ndarray:
+    return (longitude + 180) % 360 - 180
+
+
+def _rows_out_of_range(latitude: np.ndarray, longitude: np.ndarray) -> list[int]:
+    bad = (np.abs(latitude) > 90) | (longitude < -180) | (longitude > 360)
+    return np.flatnonzero(bad).tolist()
+
+
+def _utm_zone(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
+    """(rows,) int16 zone by the UTM standard; 0 where a degree is nan."""
+    zone = np.floor((np.nan_to_num(longitude) + 180) / 6).astype(np.int16) % 60 + 1
+    norway = (latitude >= 56) & (latitude < 64) & (longitude >= 3) & (longitude < 12)
+    zone[norway] = 32
+    svalbard = (latitude >= 72) & (longitude >= 0) & (longitude < 42)
+    borders = np.searchsorted([9, 21, 33], longitude[svalbard], side="right")
+    zone[svalbard] = np.array([31, 33, 35, 37])[borders]
+    zone[np.isnan(latitude) | np.isnan(longitude)] = 0
+    return zone
+
+
+def _utm(
+    x: np.ndarray, y: np.ndarray, zone: np.ndarray, south: np.ndarray, *, inverse: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Longitude and latitude to easting and northing in each row's zone, or back; nan where the zone is 0."""
+    first, second = np.full(len(zone), np.nan), np.full(len(zone), np.nan)
+    for number, below in {*zip(zone.tolist(), south.tolist(), strict=True)}:
+        if number > 0:
+            rows = (zone == number) & (south == below)
+            utm = Proj(proj="utm", zone=number, south=below, ellps="WGS84")
+            first[rows], second[rows] = utm(x[rows], y[rows], inverse=inverse)
+    return first, second
+
+
+_UNKNOWN = (np.nan, np.nan, 0, False, np.nan, np.nan)
+
+
+def _parse_name(name: str) -> tuple[float, float, int, bool, float, float]:
+    """Easting, northing, zone, south, latitude and longitude as a base name has them; nan, 0 and False for blanks."""
+    parts = name.split("@")
+    if len(parts) < 8 or parts[0]:
+        return _UNKNOWN
+    try:
+        easting, northing, zone, latitude, longitude = (
+            float(parts[place]) if parts[place].strip() else np.nan for place in (1, 2, 3, 5, 6)
+        )
+    except ValueError:
+        return _UNKNOWN
+    letter = parts[4].strip().upper()
+    south = letter < "N" if letter else latitude < 0
+    in_range = abs(latitude) <= 90 and abs(longitude) <= 180
+    if not in_range:
+        latitude = longitude = np.nan
+    if not (np.isfinite(easting) and np.isfinite(northing)):
+        return np.nan, np.nan, 0, False, latitude, longitude
+    if zone not in range(1, 61):
+        return easting, northing, 0, False, latitude, longitude
+    return easting, northing, int(zone), south, latitude, longitude
+
+
+def _exif_degrees(path: str | os.PathLike) -> tuple[float, float]:
+    """Latitude and longitude from a photo's EXIF; nan where they are missing or can't be."""
+    try:
+        gps = read_exif(path).get_ifd(_GPS)
+        latitude = _signed_degrees(gps[_LATITUDE], gps[_LATITUDE_REF], "NS")
+        longitude = _signed_degrees(gps[_LONGITUDE], gps[_LONGITUDE_REF], "EW")
+    except (KeyError, ValueError, TypeError, ZeroDivisionError, SyntaxError, OSError):
+        return np.nan, np.nan
+    if not (abs(latitude) <= 90 and abs(longitude) <= 180) or (latitude == 0 and longitude == 0):
+        return np.nan, np.nan
+    return latitude, longitude
+
+
+def _signed_degrees(parts: Sequence[float], reference: str | bytes, names: str) -> float:
+    """Degrees from degrees, minutes and seconds (the last may be missing) and a letter of `names`, + then -."""
+    letter = (reference.decode("ascii", "replace") if isinstance(reference, bytes) else reference).strip("\0 ").upper()
+    sign = {names[0]: 1, names[1]: -1}[letter]
+    return sign * sum(float(part) / 60**place for place, part in enumerate(parts))
+
+
+def _read_table(table: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The paths, latitudes and longitudes of a CSV or Parquet table."""
+    import pandas as pd  # loaded where it is used: importing this package leaves pandas alone
+
+    is_parquet = table.suffix.lower() == ".parquet"
+    frame = pd.read_parquet(table) if is_parquet else pd.read_csv(table, dtype={"path": str})
+    if missing := [name for name in ("path", "lat", "lon") if name not in frame.columns]:
+        raise ValueError(
+            f"{table} lacks {', '.join(missing)}; its columns are {', '.join(map(str, frame.columns))}. "
+            "It needs path, lat and lon (degrees, WGS84); rename or add them."
+        )
+    # As people count lines in a CSV: the header is line 1.
+    label = "row {}" if is_parquet else "line {}"
+    first = 0 if is_parquet else 2
+    degrees = frame[["lat", "lon"]].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    not_numbers = np.flatnonzero((np.isnan(degrees) & frame[["lat", "lon"]].notna().to_numpy()).any(axis=1))
+    not_text = np.flatnonzero(~frame["path"].map(lambda path: isinstance(path, str)).to_numpy(bool))
+    for bad, complaint in (
+        (not_text, "has no path"),
+        (not_numbers, "has a lat or lon that is no number"),
+        (_rows_out_of_range(*degrees.T), "has a lat outside of -90 to 90 or a lon outside of -180 to 360"),
+    ):
+        if len(bad):
+            found = frame.loc[frame.index[bad[0]], ["path", "lat", "lon"]].to_dict()
+            raise ValueError(f"{table}, {label.format(bad[0] + first)} {complaint}: {found}. Correct or remove it.")
+    paths = [Path(path).as_posix() for path in frame["path"]]
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        raise ValueError(f"{table} has {len(twice)} paths more than once, such as {twice[0]!r}. Keep one row for each.")
+    return paths, degrees[:, 0], degrees[:, 1]

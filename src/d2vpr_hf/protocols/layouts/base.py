@@ -1,0 +1,209 @@
+"""How a benchmark lies on disk: what every layout gives, and the folders of photos whose names hold their positions."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ...files import path_to_text
+from ...photos.folder import PhotoFolder
+from ...photos.images import IMAGE_SUFFIXES, list_images
+from ...photos.positions import Positions
+from ..positives import read_positives
+
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Split:
+    """One side of a benchmark: its photos and what the set says of each.
+
+    Attributes:
+        photos: files, names and positions, in the benchmark's order.
+        frame: (photos,) int64 numbers along a video or of a pair, by which frame rules find positives; None where
+            photos have none.
+        details: columns that only some sets have, one entry a photo, None where it is unknown: heading_deg (float,
+            clockwise from north), time (ISO 8601, as far as it is known), sequence (text), place (int) and others.
+    """
+
+    photos: PhotoFolder
+    frame: np.ndarray | None = None
+    details: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, rows: np.ndarray) -> "Split":
+        """The photos of some rows."""
+        photos, chosen = self.photos, rows.tolist()
+        return Split(
+            PhotoFolder(
+                photos.root,
+                [photos.paths[row] for row in chosen],
+                [photos.names[row] for row in chosen],
+                photos.positions[rows],
+            ),
+            None if self.frame is None else self.frame[rows],
+            {name: [column[row] for row in chosen] for name, column in self.details.items()},
+        )
+
+
+@dataclass
+class Reading:
+    """What a layout finds on disk.
+
+    Attributes:
+        database: the photos searched in; of a training set all photos.
+        queries: the photos to find; None in a training set.
+        listed: for each query its positives as rows of the database, where a file of the set lists them.
+        listed_in: that file.
+    """
+
+    database: Split
+    queries: Split | None
+    listed: list[np.ndarray] | None = None
+    listed_in: Path | None = None
+
+
+class Layout(Protocol):
+    """A way in which a benchmark may lie on disk."""
+
+    def find(self, root: Path) -> Path | None:
+        """The folder under `root`, or `root` itself, in which this layout begins; None where it isn't."""
+
+    def read(self, folder: Path) -> Reading:
+        """What lies there; no image is opened."""
+
+    def sources(self, folder: Path) -> list[Path]:
+        """The files and folders, of any depth, on which `read` depends."""
+
+    def tree(self) -> str:
+        """The layout as people see it, one path a line."""
+
+
+@dataclass(frozen=True)
+class UtmFolders:
+    """`[images/]SPLIT/{database,queries}` with photos named `@easting@northing@zone@...@.jpg`.
+
+    Attributes:
+        split: train, val or test.
+        queries: folders of the queries, whose photos follow each other.
+        database: folder of the database.
+    """
+
+    split: str = "test"
+    queries: tuple[str, ...] = ("queries",)
+    database: str = "database"
+
+    def find(self, root: Path) -> Path | None:
+        places = [root / "images" / self.split, root / "processed" / self.split, root / self.split]
+        if root.name == self.split or root.name not in _SPLITS:
+            places.append(root)
+        return next((place for place in places if self._is_here(place)), None)
+
+    def _is_here(self, folder: Path) -> bool:
+        if not all((folder / name).is_dir() for name in (self.database, *self.queries)):
+            return False
+        # What isn't named this way is somebody's own two folders.
+        with os.scandir(folder / self.queries[0]) as entries:
+            first = next((entry.name for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)), None)
+        return first is None or first.startswith("@")
+
+    def read(self, folder: Path) -> Reading:
+        queries = [path for name in self.queries for path in list_images(folder / name)]
+        query_root = folder / self.queries[0] if len(self.queries) == 1 else folder
+        database = list_images(folder / self.database)
+        return Reading(read_utm_split(folder / self.database, database), read_utm_split(query_root, queries))
+
+    def sources(self, folder: Path) -> list[Path]:
+        return [folder / name for name in (self.database, *self.queries)]
+
+    def tree(self) -> str:
+        name = "@easting@northing@zone@letter@lat@lon@pano@tile@heading@pitch@roll@height@time@note@.jpg"
+        lines = [f"images/{self.split}/{folder}/{name}" for folder in (self.database, *self.queries)]
+        return "\n".join([*lines, "(the level images/ may be missing)"])
+
+
+@dataclass(frozen=True)
+class TwoFolders:
+    """`{database,queries}` with any photos; positions are read from names or EXIF."""
+
+    def find(self, root: Path) -> Path | None:
+        return root if all((root / name).is_dir() for name in ("database", "queries")) else None
+
+    def read(self, folder: Path) -> Reading:
+        database, queries = (_read_own_split(folder / name) for name in ("database", "queries"))
+        table = folder / "positives.json"
+        if not table.is_file():
+            return Reading(database, queries)
+        listed = read_positives(
+            table, database_names=database.photos.names, query_names=queries.photos.names
+        )  # fmt: skip
+        return Reading(database, queries, listed, table)
+
+    def sources(self, folder: Path) -> list[Path]:
+        return [folder / "database", folder / "queries", folder / "positives.json"]
+
+    def tree(self) -> str:
+        return "database/*.jpg\nqueries/*.jpg\npositives.json (optional: {query file name: [database file names]})"
+
+
+def check_inside(names: Sequence[str], source: str) -> None:
+    """Refuses listed names that lead out of the set's folder.
+
+    Raises: ValueError naming the source and the first such name.
+    """
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"{source} names {name!r}, outside of the set's folder. Correct it, or download it again.")
+
+
+def read_utm_split(root: Path, paths: Sequence[Path]) -> Split:
+    """Photos of the UTM naming scheme, with what their names say."""
+    names = [path_to_text(path.relative_to(root).as_posix()) for path in paths]
+    fields = [path.name.split("@") for path in paths]
+    details = {
+        "heading_deg": [_number(each, 9) for each in fields],
+        "time": [_iso_time(each[13]) if len(each) > 13 else None for each in fields],
+    }
+    positions = Positions.from_names(paths)
+    numbers = [each[7] if len(each) > 7 and each[7].isdecimal() and len(each[7]) < 10 else None for each in fields]
+    # A panorama's name may be a number too; only mock positions, which have no zone, stand for frames.
+    mock = len(paths) > 0 and bool((positions.known & (positions.zone == 0)).all())
+    frame = np.array([int(number) for number in numbers], np.int64) if mock and None not in numbers else None
+    return Split(PhotoFolder(root, list(paths), names, positions), frame, known_details(details))
+
+
+def known_details(details: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Those columns of which at least one entry is known."""
+    return {name: column for name, column in details.items() if any(entry is not None for entry in column)}
+
+
+def _number(fields: list[str], place: int) -> float | None:
+    try:
+        number = float(fields[place])
+    except (ValueError, IndexError):
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _iso_time(text: str) -> str | None:
+    """`20130501_1230` as `2013-05-01T12:30`; None for what isn't `YYYYMMDD_hhmmss` or a beginning of it."""
+    found = re.fullmatch(r"(\d{4})(?:(\d\d)(?:(\d\d)(?:_(\d\d)(?:(\d\d)(\d\d)?)?)?)?)?", text)
+    if not found:
+        return None
+    year, month, day, hour, minute, second = found.groups()
+    date = "-".join(part for part in (year, month, day) if part)
+    # ISO 8601 has no time of hours alone.
+    clock = ":".join(part for part in (hour, minute or "00", second) if part) if hour else ""
+    return f"{date}T{clock}" if clock else date
+
+
+def _read_own_split(folder: Path) -> Split:
+    paths = list_images(folder)
+    names = [path_to_text(path.relative_to(folder).as_posix()) for path in paths]
+    return Split(PhotoFolder(folder, paths, names, Positions.from_photos(paths)))

@@ -1,0 +1,259 @@
+"""What is looked at when a folder is compared with a protocol: counts, names, photos, coordinates, positives."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..photos.images import UnreadableImage, open_image
+from ..photos.positions import distances_m, positives_within
+from .layouts.base import Split, UtmFolders
+from .open import Benchmark, missing_photos, positives_by_frame
+from .records import BenchmarkRecord, Count, Frames, OthersOfPlace, Own, Within
+
+_SHOWN = 5
+# Names cut degrees after the fifth place, about a metre.
+_NAME_DEGREES_M = 5.0
+_EASTINGS_M = (100_000, 900_000)
+_MOCK_RADIUS_M = 25.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that differs or is worth knowing.
+
+    Attributes:
+        check: what was looked at: layout, counts, names, photos, coordinates or positives.
+        text: what was found, what was expected, and what to do.
+        is_error: whether it makes the folder another thing than the protocol.
+    """
+
+    check: str
+    text: str
+    is_error: bool = True
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Photos that were opened.
+
+    Attributes:
+        counts: {"database": photos, "queries": photos}.
+        sizes: {(width, height): photos}, most frequent first.
+        findings: photos that can't be used.
+    """
+
+    counts: dict[str, int]
+    sizes: dict[tuple[int, int], int]
+    findings: list[Finding]
+
+
+def sides(benchmark: Benchmark) -> dict[str, Split]:
+    """{"database": ..., "queries": ...}; the photos of a training set are its database."""
+    return {"database" if side == "train" else side: split for side, split in benchmark.splits.items()}
+
+
+def expected_counts(record: BenchmarkRecord, counts: dict[str, int]) -> Iterator[tuple[str, Count, int]]:
+    """Side, expected and found count, where one is expected."""
+    for side, found in counts.items():
+        expected = getattr(record, side)
+        if expected is not None:
+            yield side, expected, found
+
+
+def check_counts(benchmark: Benchmark) -> Iterator[Finding]:
+    """Differences from a count that was verified are errors, from one that is only cited remarks."""
+    record = benchmark.record
+    counts = {side: len(split) for side, split in sides(benchmark).items()}
+    for side, expected, found in expected_counts(record, counts):
+        if expected.fits(found):
+            continue
+        text = f"{found:,} {_photos(side)}, but {record.id} has {expected} ({expected.source})"
+        if expected.verified:
+            remedy = "Some are missing: unpack all of the set" if found < expected.number else "Remove what isn't of it"
+            yield Finding("counts", f"{text}. {remedy}.")
+        else:
+            yield Finding("counts", f"{text}; that figure isn't verified, so this is no error.", is_error=False)
+    if record.dropped is not None and not record.dropped.fits(found := len(benchmark.left_out)) and found:
+        text = f"{found} queries have no positive and are left out, but {record.id} leaves out {record.dropped}."
+        yield Finding("counts", text, is_error=False)
+    for side, split in sides(benchmark).items():
+        if not len(split):
+            yield Finding("counts", f"there are no {_photos(side)}. Give a folder that holds them.")
+        if missing := missing_photos(split):
+            text = f"{len(missing):,} listed {_photos(side)} aren't there: {_some(missing)}. Unpack all of the set."
+            yield Finding("photos", text)
+
+
+def check_names(benchmark: Benchmark) -> Iterator[Finding]:
+    """Names that other code reads otherwise."""
+    if any("@" in part for part in benchmark.root.absolute().parts):
+        text = (
+            "a folder above the photos has an '@' in its name. Positions are read correctly here, but other code "
+            "splits the whole path at '@' and reads wrong ones: rename the folder before using it."
+        )
+        yield Finding("names", text, is_error=False)
+    if isinstance(benchmark.record.rule, Own | OthersOfPlace):
+        return
+    usual = (".jpg",) if isinstance(benchmark.layout, UtmFolders) else (".jpg", ".png")
+    for side, split in sides(benchmark).items():
+        if odd := [name for name in split.photos.names if not name.endswith(usual)]:
+            yield Finding(
+                "names",
+                f"{len(odd):,} {_photos(side)} end otherwise than in {' or '.join(usual)}: {_some(odd)}. They are read "
+                "here, but other code looks for that ending alone and has fewer photos: rename or convert them.",
+            )
+
+
+def check_coordinates(benchmark: Benchmark) -> Iterator[Finding]:
+    """Positions that are missing, elsewhere, or written twice and differently."""
+    record, zones = benchmark.record, set()
+    for side, split in sides(benchmark).items():
+        positions, names = split.photos.positions, np.array(split.photos.names, object)
+        unknown = names[~positions.known].tolist()
+        # Where positives come from a list, nobody needs positions.
+        if unknown and isinstance(record.rule, Within) and benchmark.rule == str(record.rule):
+            text = (
+                f"{len(unknown):,} {_photos(side)} have no position: {_some(unknown)}. Restore their names or tables."
+            )
+            yield Finding("coordinates", text)
+        elif unknown and isinstance(record.rule, Own) and benchmark.rule == str(Within(record.rule.radius_m)):
+            text = f"{len(unknown):,} {_photos(side)} have no position and so no positives: {_some(unknown)}."
+            yield Finding("coordinates", text, is_error=False)
+        zones |= set(positions.zone[positions.known & (positions.zone > 0)].tolist())
+        other = names[positions.known & (positions.zone != record.zone)].tolist()
+        if record.zone is not None and other:
+            text = f"{len(other):,} {_photos(side)} aren't in UTM zone {record.zone}: {_some(other)}. Restore them."
+            yield Finding("coordinates", text)
+        off = (positions.zone > 0) & ((positions.easting < _EASTINGS_M[0]) | (positions.easting > _EASTINGS_M[1]))
+        if off.any():
+            far = names[off].tolist()
+            text = (
+                f"{len(far):,} {_photos(side)} have an easting that no UTM zone has: {_some(far)}. Restore the names."
+            )
+            yield Finding("coordinates", text)
+        yield from _degrees_that_disagree(split, side)
+    if len(zones) > 1:
+        text = (
+            f"the photos lie in the UTM zones {sorted(zones)}. Distances are measured across the border here; other "
+            "code compares the metres of different zones and finds positives that aren't, or misses some."
+        )
+        yield Finding("coordinates", text, is_error=False)
+
+
+def _degrees_that_disagree(split: Split, side: str) -> Iterator[Finding]:
+    """UTM names hold a position twice; where the two differ, one of them is wrong."""
+    positions = split.photos.positions
+    rows = [row for row, path in enumerate(split.photos.paths) if path.name.startswith("@")]
+    fields = [split.photos.paths[row].name.split("@") for row in rows]
+    degrees = np.array([[_degrees(each, 5), _degrees(each, 6)] for each in fields], np.float64).reshape(-1, 2)
+    metres = distances_m(degrees[:, 0], degrees[:, 1], positions.latitude[rows], positions.longitude[rows])
+    wrong = np.flatnonzero(metres > _NAME_DEGREES_M)
+    if len(wrong):
+        names = [split.photos.names[rows[row]] for row in wrong]
+        yield Finding(
+            "coordinates",
+            f"{len(names):,} {_photos(side)} have degrees and metres in their names that are up to "
+            f"{np.nanmax(metres):,.0f} m apart: {_some(names)}. Metres are used; restore the names.",
+        )
+
+
+def _degrees(fields: list[str], place: int) -> float:
+    try:
+        return float(fields[place])
+    except (ValueError, IndexError):
+        return math.nan
+
+
+def check_positives(benchmark: Benchmark) -> Iterator[Finding]:
+    """Queries that nothing answers, and rules that say different things."""
+    record, positives = benchmark.record, benchmark.positives
+    if positives is None:
+        if isinstance(record.rule, Own):
+            yield Finding("positives", f"{benchmark.rule}. The photos can be ranked, but not scored.", is_error=False)
+        return
+    counts = np.array([len(rows) for rows in positives], np.int64)
+    if not counts.any():
+        text = f"no query has a positive ({benchmark.rule}). Check that database and queries show the same area."
+        yield Finding("positives", text)
+        return
+    if without := int((counts == 0).sum()):
+        first = benchmark.queries.photos.names[int(np.argmin(counts))]
+        text = f"{without:,} queries have no positive, such as {first}; they count as misses."
+        yield Finding("positives", text, is_error=False)
+    found = (int(counts.min()), int(counts.max()))
+    if record.positives is not None and found != record.positives:
+        published = "{} to {}".format(*record.positives)
+        text = f"{found[0]} to {found[1]} positives a query, but the published lists give {published}."
+        yield Finding("positives", text, is_error=False)
+    yield from _rules_that_disagree(benchmark, positives)
+
+
+def _rules_that_disagree(benchmark: Benchmark, positives: list[np.ndarray]) -> Iterator[Finding]:
+    """Frames may have a list of positives and mock positions too; all say the same in a set that is whole."""
+    record, database, queries = benchmark.record, benchmark.database, benchmark.queries
+    if not isinstance(record.rule, Frames) or database.frame is None or queries.frame is None:
+        return
+    by_frame = positives_by_frame(database.frame, queries.frame, record.rule.reach)
+    if (query := _first_difference(positives, by_frame)) is not None:
+        yield Finding(
+            "positives",
+            f"{benchmark.rule}: {len(positives[query])} photos for {queries.photos.names[query]}, but by its number it "
+            f"has {len(by_frame[query])}. The list is another protocol's: take the one of {record.id}.",
+        )
+    mock = [split.photos.positions for split in (database, queries)]
+    if isinstance(benchmark.layout, UtmFolders) and all(each.known.all() for each in mock):
+        within = positives_within(*mock, _MOCK_RADIUS_M)
+        if (query := _first_difference(by_frame, within)) is not None:
+            yield Finding(
+                "positives",
+                f"the positions in the names put {len(within[query])} database photos within {_MOCK_RADIUS_M:g} m of "
+                f"{queries.photos.names[query]}, but {record.id} has {len(by_frame[query])} ({record.rule}). The names "
+                "were made for another protocol: format the set again, or verify it as that one.",
+            )
+
+
+def _first_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int | None:
+    pairs = enumerate(zip(ours, theirs, strict=True))
+    return next((query for query, (first, second) in pairs if not np.array_equal(first, second)), None)
+
+
+def open_photos(benchmark: Benchmark, sample: int | None, seed: int) -> Opened:
+    """Decodes `sample` photos of each side, drawn by `seed`, or all."""
+    random = np.random.default_rng(seed)
+    counts: dict[str, int] = {}
+    sizes: Counter[tuple[int, int]] = Counter()
+    findings = []
+    for side, split in sides(benchmark).items():
+        rows = np.flatnonzero([path.is_file() for path in split.photos.paths])
+        if sample is not None and sample < len(rows):
+            rows = np.sort(random.choice(rows, sample, replace=False))
+        with ThreadPoolExecutor() as pool:
+            opened = list(pool.map(_size_or_reason, [split.photos.paths[row] for row in rows]))
+        counts[side] = len(rows)
+        sizes.update(size for size in opened if isinstance(size, tuple))
+        pairs = zip(rows, opened, strict=True)
+        if bad := [f"{split.photos.names[row]} ({reason})" for row, reason in pairs if isinstance(reason, str)]:
+            text = f"{len(bad):,} {_photos(side)} can't be used: {_some(bad)}. Download them again."
+            findings.append(Finding("photos", text))
+    return Opened(counts, dict(sizes.most_common()), findings)
+
+
+def _size_or_reason(path: Path) -> tuple[int, int] | str:
+    try:
+        return open_image(path).size
+    except UnreadableImage as error:
+        return error.reason
+
+
+def _photos(side: str) -> str:
+    return {"database": "database photos", "queries": "queries"}[side]
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN:,} more"

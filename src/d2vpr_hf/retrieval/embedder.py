@@ -1,0 +1,408 @@
+"""Turns photos into descriptors: decodes them ahead of the model and keeps rows and names together."""
+
+import hashlib
+import logging
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from ..cores import available_cores
+from ..files import path_to_text
+from ..models.d2vpr.image_processing_d2vpr import to_rgb
+from ..photos.images import UnreadableImage, decode_image, list_images, open_image
+from .descriptors import DescriptorFolder
+from .row_files import RowKeys
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Batches that are decoded while a device of its own computes.
+_BATCHES_AHEAD = 3
+
+
+@dataclass
+class Descriptors:
+    """Descriptors of photos; `vectors[i]` belongs to `paths[i]`.
+
+    Attributes:
+        vectors: (rows, dim) float32; a read-only memory map if they were written to a folder.
+        paths: (rows) the photos as text (see `data.images.path_to_text`); of images that are no files, the
+            row number in the input.
+        skipped: (path, reason) of every image that has no row.
+        model_name: the model's name or path.
+        weight_hash: SHA-256 of its weights (see `weight_hash`).
+    """
+
+    vectors: np.ndarray
+    paths: list[str]
+    skipped: list[tuple[str, str]]
+    model_name: str
+    weight_hash: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Descriptors":
+        """The descriptors that a finished run wrote to a folder; their vectors stay on disk.
+
+        Raises: FileNotFoundError or ValueError if the folder holds no finished run, or its files don't belong
+            together.
+        """
+        vectors, rows, about = DescriptorFolder.read_finished(Path(folder))
+        skipped = [(path, reason) for path, reason in about["skipped"]]
+        return cls(vectors, list(rows.paths), skipped, about["model_name"], about["weight_hash"])
+
+
+@dataclass
+class _Images:
+    """Images by row number: what each is called, how to get its pixels, and which file it is, if any."""
+
+    names: list[str]
+    load: Callable[[int], Image.Image]
+    keys: RowKeys | None = field(default=None)
+
+
+def embed_images(
+    images: "str | Path | Image.Image | np.ndarray | Sequence[str | Path | Image.Image | np.ndarray] | Dataset",
+    *,
+    model: torch.nn.Module,
+    processor: Callable[..., Any],
+    batch_size: int = 32,
+    device: str | torch.device | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    workers: int | None = None,
+    strict: bool = False,
+    folder: str | Path | None = None,
+    progress: bool = True,
+) -> Descriptors:
+    """The descriptors of photos, one row for each that can be used.
+
+    Args:
+        images: a folder (with its subfolders), a path, a PIL image, an array (height, width, 3) uint8, a
+            sequence of these, or a `datasets.Dataset` with an image column.
+        model: gives descriptors as `pooler_output`. Its training mode and device are as before afterwards.
+        processor: the model's image processor, called for each image by itself.
+        batch_size: images at a time. The result doesn't depend on it, unless the model mixes a batch's images.
+        device: where the model runs; by default where it is, or the first GPU for a model on the CPU.
+        dtype: arithmetic under autocast; weights stay as they are, and descriptors are float32 in any case.
+        workers: threads that decode; by default one for each core, 16 at most.
+        strict: raise on the first image that can't be used instead of skipping it.
+        folder: write the rows here as they come, and map them from there in the end. Run again, only photos
+            that are new or changed since are embedded. Takes files only.
+        progress: show a bar on stderr.
+
+    Raises: UnreadableImage (strict only) naming the file; TypeError for inputs of other kinds; ValueError for
+        unknown settings, or a `folder` of other weights, processor or dtype; RuntimeError if another run is
+        writing to it.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}.")
+    if batch_size < 1 or (workers is not None and workers < 1):
+        raise ValueError(f"batch_size is {batch_size} and workers {workers}; both must be 1 or more.")
+    source = _as_images(images)
+    if folder is not None and source.keys is None:
+        raise ValueError(
+            "folder was given with images that are no files, so a second run couldn't tell which it holds already. "
+            "Give paths, or leave folder out."
+        )
+    name = getattr(model, "name_or_path", "") or type(model).__name__
+    result = Descriptors(np.empty((0, descriptor_dim(model)), np.float32), [], [], name, weight_hash(model))
+    run = _Run(source, model, processor, batch_size, dtype, workers or _default_workers(), strict, progress)
+    if folder is None:
+        _embed_to_memory(run, result, device)
+    else:
+        _embed_to_folder(run, result, device, Path(folder))
+    if result.skipped:
+        path, reason = result.skipped[0]
+        logger.warning("%d of %d images skipped, such as %s: %s.", len(result.skipped), len(source.names), path, reason)
+    return result
+
+
+def weight_hash(model: torch.nn.Module) -> str:
+    """SHA-256, in hex, over the name, type, shape and bytes of each tensor of the state dict, sorted by name.
+
+    Of a nested head that gives fewer numbers than it has, how many goes in too: its descriptors aren't those of the
+    same weights at full length, and whatever tells models apart by this hash keeps them apart.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    head_dim = getattr(getattr(model, "config", None), "head_dim", None)
+    if head_dim is not None and (dim := descriptor_dim(model)) < head_dim:
+        digest.update(f"descriptor_dim {dim}\n".encode())
+    return digest.hexdigest()
+
+
+def descriptor_dim(model: torch.nn.Module) -> int:
+    """The model's descriptor length as its config has it; 0 where that says nothing, until a row shows it."""
+    return getattr(getattr(model, "config", None), "descriptor_dim", 0)
+
+
+@dataclass
+class _Run:
+    """One walk over images: decodes ahead, batches in order, and hands out rows."""
+
+    source: _Images
+    model: torch.nn.Module
+    processor: Callable[..., Any]
+    batch_size: int
+    dtype: str
+    workers: int
+    strict: bool
+    progress: bool
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def batches(self, rows: Sequence[int], device: torch.device) -> Iterator[tuple[list[int], np.ndarray]]:
+        """The row numbers and (rows, dim) float32 descriptors of one batch after the other."""
+        done = len(self.source.names) - len(rows)
+        bar = tqdm(
+            desc="embedding",
+            total=done + len(rows),
+            initial=done,
+            unit=" images",
+            disable=not self.progress,
+            file=sys.stderr,
+        )
+        running: tuple[list[int], torch.Tensor] | None = None
+        with bar, closing(self._pixels(rows, device, bar)) as prepared:
+            for batch, pixels in prepared:
+                started = batch, self._descriptors(pixels, device)
+                # A GPU computes this batch while the last one's results are fetched.
+                if running:
+                    yield self._finite(*running)
+                running = started
+                if device.type == "cpu":
+                    yield self._finite(*running)
+                    running = None
+            if running:
+                yield self._finite(*running)
+
+    def _pixels(self, rows: Sequence[int], device: torch.device, bar: tqdm) -> Iterator[tuple[list[int], torch.Tensor]]:
+        """Row numbers and (rows, 3, height, width) pixel values; a change of shape starts a new batch.
+
+        On a CPU nothing is decoded while the model runs: decoders would take cores from its threads, which
+        wait for each other many times a layer. Decoding and computing in turns uses all cores for both.
+        """
+        ahead = 0 if device.type == "cpu" else _BATCHES_AHEAD * self.batch_size
+        todo, waiting = iter(rows), deque[tuple[int, Future]]()
+        batch: list[int] = []
+        pixels: list[torch.Tensor] = []
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        try:
+            while True:
+                while len(waiting) < self.batch_size - len(batch) + ahead and (row := next(todo, None)) is not None:
+                    waiting.append((row, pool.submit(self._prepare, row)))
+                if not waiting:
+                    break
+                row, future = waiting.popleft()
+                bar.update()
+                try:
+                    image = future.result()
+                except UnreadableImage as error:
+                    if self.strict:
+                        raise
+                    self.skipped.append((self.source.names[row], error.reason))
+                    continue
+                if pixels and image.shape != pixels[0].shape:
+                    yield batch, torch.stack(pixels)
+                    batch, pixels = [], []
+                batch.append(row)
+                pixels.append(image)
+                if len(batch) == self.batch_size:
+                    yield batch, torch.stack(pixels)
+                    batch, pixels = [], []
+            if batch:
+                yield batch, torch.stack(pixels)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, row: int) -> torch.Tensor:
+        """(3, height, width) pixel values of one image."""
+        image = self.source.load(row)
+        try:
+            return self.processor(image, return_tensors="pt")["pixel_values"][0]
+        except Exception as error:
+            error.add_note(f"while the processor prepared {self.source.names[row]}")
+            raise
+
+    def _descriptors(self, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+        weights = next(self.model.parameters(), pixels)
+        pixels = pixels.to(device, weights.dtype)
+        with torch.inference_mode(), torch.autocast(device.type, DTYPES[self.dtype], enabled=self.dtype != "float32"):
+            return self.model(pixels).pooler_output
+
+    def _finite(self, rows: list[int], descriptors: torch.Tensor) -> tuple[list[int], np.ndarray]:
+        """The rows whose descriptors are numbers; the others are skipped with a reason."""
+        vectors = descriptors.float().cpu().numpy()
+        if vectors.ndim != 2 or len(vectors) != len(rows):
+            raise ValueError(
+                f"the model's pooler_output has shape {vectors.shape} for {len(rows)} images; expected (images, dim)."
+            )
+        finite = np.isfinite(vectors).all(axis=1)
+        for row in np.asarray(rows)[~finite]:
+            name, reason = self.source.names[row], f"the model's descriptor isn't finite in {self.dtype}"
+            if self.strict:
+                raise UnreadableImage(name, reason)
+            self.skipped.append((name, reason))
+        return [row for row, good in zip(rows, finite, strict=True) if good], vectors[finite]
+
+
+def _embed_to_memory(run: _Run, result: Descriptors, device: str | torch.device | None) -> None:
+    count, vectors = len(run.source.names), None
+    with _evaluating(run.model, device) as where, closing(run.batches(range(count), where)) as batches:
+        for rows, found in batches:
+            if vectors is None:
+                vectors = np.empty((count, found.shape[1]), np.float32)
+            vectors[len(result.paths) : len(result.paths) + len(rows)] = found
+            result.paths += [run.source.names[row] for row in rows]
+    if vectors is not None:
+        result.vectors = vectors[: len(result.paths)]
+    result.skipped = _in_order(run)
+
+
+def _embed_to_folder(run: _Run, result: Descriptors, device: str | torch.device | None, folder: Path) -> None:
+    about = {
+        "model_name": result.model_name,
+        "weight_hash": result.weight_hash,
+        "processor": _settings(run.processor),
+        "dtype": run.dtype,
+    }
+    with DescriptorFolder(folder, about) as store:
+        todo = store.missing(run.source.keys)
+        # Leaving the writer, by an error or Ctrl-C too, keeps what was embedded until then.
+        with (
+            store.writer() as writer,
+            _evaluating(run.model, device) as where,
+            closing(run.batches(todo, where)) as batches,
+        ):
+            for rows, found in batches:
+                writer.add(run.source.keys[rows], found)
+        store.finish(run.source.keys, _in_order(run), result.vectors.shape[1])
+    loaded = Descriptors.load(folder)
+    result.vectors, result.paths, result.skipped = loaded.vectors, loaded.paths, loaded.skipped
+
+
+def _in_order(run: _Run) -> list[tuple[str, str]]:
+    """What was skipped, in the order of the input: a descriptor's fault shows later than a file's."""
+    place = {name: row for row, name in enumerate(run.source.names)}
+    return sorted(run.skipped, key=lambda each: place[each[0]])
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
+    """The model in evaluation mode on the device; its modes and device are put back afterwards."""
+    before = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    where = torch.device(device) if device is not None else default_device(before)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        if where != before:
+            model.to(where)
+        yield where
+    finally:
+        if where != before:
+            model.to(before)
+        for module in training:
+            module.training = True
+
+
+def default_device(current: torch.device) -> torch.device:
+    if current.type != "cpu":
+        return current
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _default_workers() -> int:
+    return min(16, available_cores())
+
+
+def _settings(processor: Callable[..., Any]) -> dict[str, Any]:
+    return processor.to_dict() if hasattr(processor, "to_dict") else {"processor": type(processor).__name__}
+
+
+def _as_images(images: Any) -> _Images:
+    if isinstance(images, str | os.PathLike):
+        root = Path(images)
+        return _files(list_images(root), root) if root.is_dir() else _files([root])
+    if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
+        images = [images]
+    datasets = sys.modules.get("datasets")  # whoever has a Dataset has loaded it
+    if datasets and isinstance(images, datasets.Dataset):
+        return _dataset_rows(images, datasets.Image)
+    if not isinstance(images, Sequence | np.ndarray):
+        raise TypeError(
+            f"images is of type {type(images).__name__}; expected a folder, a path, a PIL image, an array (height, "
+            "width, 3), a sequence of these, or a datasets.Dataset. Make a list of an iterator first."
+        )
+    if len(images) and all(isinstance(image, str | os.PathLike) for image in images):
+        return _files([Path(image) for image in images])
+    names = [path_to_text(each) if isinstance(each, str | os.PathLike) else str(row) for row, each in enumerate(images)]
+    return _Images(names, lambda row: _open(images[row], names[row]))
+
+
+def _open(image: Any, name: str) -> Image.Image:
+    if isinstance(image, str | os.PathLike):
+        return open_image(image)
+    if isinstance(image, Image.Image):
+        try:
+            return to_rgb(image)
+        except (OSError, SyntaxError, ValueError) as error:  # a file opened by the caller shows its damage here
+            raise UnreadableImage(name, f"damaged: {error}") from error
+    if not isinstance(image, np.ndarray):
+        raise UnreadableImage(name, f"of type {type(image).__name__}, which is no path, PIL image or array")
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise UnreadableImage(
+            name, f"array of shape {image.shape} and type {image.dtype}; expected (height, width, 3) uint8"
+        )
+    return Image.fromarray(np.ascontiguousarray(image))
+
+
+def _files(paths: list[Path], root: Path | None = None) -> _Images:
+    """Files, known again by their path below the root, or by their whole path where there is none."""
+    names = [path_to_text(path) for path in paths]
+    known_as = [path_to_text(path.relative_to(root) if root else path.absolute()) for path in paths]
+    return _Images(names, lambda row: open_image(paths[row]), RowKeys.of_files(known_as, names, paths))
+
+
+def _dataset_rows(dataset: "Dataset", image_type: type) -> _Images:
+    columns = [name for name, kind in dataset.features.items() if isinstance(kind, image_type)]
+    if len(columns) > 1 and "image" in columns:
+        columns = ["image"]
+    if len(columns) != 1:
+        raise ValueError(
+            f"the dataset's columns are {', '.join(dataset.features)}, of which {len(columns)} hold images; expected "
+            "one, or one called 'image'. Choose it with dataset.select_columns(...)."
+        )
+    # Undecoded, so that a broken image fails here, by itself, and not in the dataset.
+    undecoded = dataset.select_columns(columns).cast_column(columns[0], image_type(decode=False)).with_format(None)
+
+    def load(row: int) -> Image.Image:
+        image = undecoded[row][columns[0]]
+        if image is None or (image["bytes"] is None and image["path"] is None):
+            raise UnreadableImage(str(row), "no image in this row")
+        try:
+            if image["bytes"] is None:
+                return open_image(image["path"])
+            return decode_image(image["bytes"], str(row))
+        except UnreadableImage as error:
+            raise UnreadableImage(str(row), error.reason) from error
+
+    return _Images([str(row) for row in range(len(dataset))], load)

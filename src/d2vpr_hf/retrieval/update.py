@@ -1,0 +1,165 @@
+"""Brings an index folder up to date with a folder of photos, embedding only what it doesn't hold yet."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import path_to_text
+from ..photos.folder import PhotoFolder
+from ..photos.positions import Positions
+from .embedder import Descriptors, descriptor_dim, embed_images, weight_hash
+from .index import PlaceIndex
+from .index_folder import SETTINGS_FILE
+
+# Where the rows of an unfinished run wait for the next one, inside the index folder.
+PARTIAL_FOLDER = "descriptors.partial"
+
+
+@dataclass(frozen=True)
+class IndexUpdate:
+    """What `index_photos` did.
+
+    Attributes:
+        index: the index as saved.
+        added: photos that are new in it or were changed.
+        kept: photos that it held already.
+        removed: places whose photo is gone or was changed.
+        skipped: photos that can't be used, as (path, reason).
+    """
+
+    index: PlaceIndex
+    added: int
+    kept: int
+    removed: int
+    skipped: list[tuple[str, str]]
+
+
+def index_photos(
+    photos: PhotoFolder,
+    places: str | Path,
+    *,
+    model: Any,
+    processor: Any,
+    **embedding: Any,
+) -> IndexUpdate:
+    """The index of a folder's photos, made or brought up to date, and saved.
+
+    Run again after an interruption it goes on where it stopped; run again later it takes up photos that were added,
+    changed or removed, and positions that were learnt. No photo is embedded twice while its file and the weights stay
+    the same.
+
+    Args:
+        photos: the photos and where they were taken.
+        places: the index folder.
+        model: gives descriptors as `pooler_output`.
+        processor: the model's image processor.
+        embedding: further keywords of `embed_images`, such as batch_size or device.
+
+    Raises: ValueError if the folder holds an index of other weights, or if no photo can be used.
+    """
+    places = Path(places)
+    partial = places / PARTIAL_FOLDER
+    paths = [path_to_text(path) for path in photos.paths]
+    row_of = {path: row for row, path in enumerate(paths)}
+    old = _load_index(places, model)
+    up_to_date = np.zeros(0, bool) if old is None else _up_to_date(old, row_of)
+    held = set() if old is None else set(old.places["path"].to_numpy()[up_to_date])
+    wanted = [path for path, text in zip(photos.paths, paths, strict=True) if text not in held]
+    skipped: list[tuple[str, str]] = []
+    new: Descriptors | None = None
+    if wanted:
+        new = embed_images(wanted, model=model, processor=processor, folder=partial, **embedding)
+        skipped = list(new.skipped)
+    if old is None:
+        if new is None or not len(new.paths):
+            shutil.rmtree(partial, ignore_errors=True)
+            raise ValueError(
+                f"None of the {len(paths)} photos in {path_to_text(photos.root)} can be used "
+                f"({skipped[0][0]}: {skipped[0][1]}). Give a folder with at least one photo that opens."
+            )
+        index, removed = PlaceIndex.build(new, _positions(photos, new.paths, row_of)), 0
+    else:
+        index = old
+        _take_new_positions(index, photos, row_of, up_to_date)
+        gone = [path for path in old.places["path"] if path not in held]
+        removed = len(gone)
+        if gone:
+            index.remove(index.places["id"][index.places["path"].isin(gone)])
+        if new is not None and len(new.paths):
+            index.add(new, _positions(photos, new.paths, row_of))
+    index.save(places)
+    shutil.rmtree(partial, ignore_errors=True)
+    return IndexUpdate(index, 0 if new is None else len(new.paths), len(held), removed, skipped)
+
+
+def _load_index(places: Path, model: Any) -> PlaceIndex | None:
+    """The index that the folder holds; None where there is none yet."""
+    if not (places / SETTINGS_FILE).is_file():
+        _check_free(places)
+        return None
+    index = PlaceIndex.load(places)
+    if (found := weight_hash(model)) != index.weight_hash:
+        if (dim := descriptor_dim(model)) not in (0, index.dim):
+            raise ValueError(
+                f"{places} holds an index of {index.model_name} with descriptors of {index.dim} numbers, but the model "
+                f"gives {dim}, and the two can't be mixed. Open the model at descriptor_dim={index.dim} (--dim) if it "
+                "has a nested head, name another folder for the new index, or remove this one."
+            )
+        raise ValueError(
+            f"{places} holds an index of {index.model_name} (weights {index.weight_hash[:8]}), but the model has the "
+            f"weights {found[:8]}, and the two can't be mixed. Name another folder for the new index, or remove this "
+            "one."
+        )
+    return index
+
+
+def _check_free(places: Path) -> None:
+    """Refuses a folder that holds something else than an unfinished run: an index would mix with it."""
+    if places.is_dir() and (others := sorted({each.name for each in places.iterdir()} - {PARTIAL_FOLDER})):
+        raise ValueError(
+            f"{places} holds {', '.join(others[:3])} and no index. Name a new or empty folder for the index."
+        )
+
+
+def _up_to_date(index: PlaceIndex, row_of: dict[str, int]) -> np.ndarray:
+    """(places,) bool: the photo is still wanted, and its file has the size and time that were embedded."""
+    table = index.places
+    states = np.full((len(table), 2), -2, np.int64)
+    for place, path in enumerate(table["path"]):
+        if path in row_of:
+            try:
+                state = os.stat(path)  # noqa: PTH116 - a Path each would double the time for millions of photos
+            except OSError:
+                continue
+            states[place] = state.st_size, state.st_mtime_ns
+    return (states == table[["size_bytes", "mtime_ns"]].to_numpy()).all(axis=1)
+
+
+def _positions(photos: PhotoFolder, paths: list[str], row_of: dict[str, int]) -> Positions:
+    return photos.positions[np.array([row_of[path] for path in paths], np.int64)]
+
+
+def _take_new_positions(index: PlaceIndex, photos: PhotoFolder, row_of: dict[str, int], up_to_date: np.ndarray) -> None:
+    """Gives places that are kept the coordinates that are known of them now, under new ids where these changed."""
+    table = index.places[up_to_date]
+    if not len(table):
+        return
+    now = _positions(photos, table["path"].tolist(), row_of)
+    columns = {name: getattr(now, name) for name in ("latitude", "longitude", "easting", "northing")}
+    same = np.ones(len(table), bool)
+    for name, values in columns.items():
+        same &= np.isclose(table[name].to_numpy(), values, rtol=0, atol=1e-9, equal_nan=True)
+    if same.all():
+        return
+    moved = table[~same]
+    ids = moved["id"].to_numpy()
+    vectors = index.vectors(ids)
+    index.remove(ids)
+    index.add(
+        Descriptors(vectors, moved["path"].tolist(), [], index.model_name, index.weight_hash),
+        now[np.flatnonzero(~same)],
+    )

@@ -1,0 +1,215 @@
+"""Batches for a training step: opens and augments images in worker processes, and replaces those that can't be used."""
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from typing import Self
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ...cores import available_cores
+from ...photos.images import UnreadableImage
+from ...protocols.places import TrainingPlaces
+from .sampler import PlaceSampler
+
+# More broken images in a row are no accident, and whoever trains should know at once.
+_MOST_TRIED = 200
+
+
+@dataclass(frozen=True)
+class TrainingImage:
+    """One image of a batch.
+
+    Attributes:
+        pixels: (3, height, width) float32.
+        place: id of the place that it shows.
+        row: of the image that is really here.
+        replaced: (path, reason) of each image that was to be here and couldn't be used.
+    """
+
+    pixels: torch.Tensor
+    place: int
+    row: int
+    replaced: list[tuple[str, str]]
+
+
+@dataclass
+class TrainingBatch:
+    """The images of a step, those of a place next to each other.
+
+    Attributes:
+        pixel_values: (images, 3, height, width) float32.
+        places: (images,) int64 place ids.
+        rows: (images) rows of the images that are really here.
+        replaced: (path, reason) of each image that couldn't be used and for which another stands here.
+    """
+
+    pixel_values: torch.Tensor
+    places: torch.Tensor
+    rows: list[int]
+    replaced: list[tuple[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def of(cls, images: list[TrainingImage]) -> Self:
+        """The images as one batch, in their order."""
+        return cls(
+            torch.stack([image.pixels for image in images]),
+            torch.tensor([image.place for image in images], dtype=torch.int64),
+            [image.row for image in images],
+            [each for image in images for each in image.replaced],
+        )
+
+    def pin_memory(self) -> Self:
+        """The batch in memory from which a GPU copies by itself, as a DataLoader with `pin_memory=True` asks for it."""
+        return replace(self, pixel_values=self.pixel_values.pin_memory(), places=self.places.pin_memory())
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch with its tensors on a device; pinned memory is copied while the caller goes on."""
+        pixels, places = (each.to(device, non_blocking=True) for each in (self.pixel_values, self.places))
+        return replace(self, pixel_values=pixels, places=places)
+
+
+class TrainingImages(Dataset[TrainingImage]):
+    """Training images, opened and augmented when they are asked for, by (row, draw seed).
+
+    An image that can't be used is replaced by another of its place, or of another place (then with that one's id) if
+    none of its place can be used; which one depends on the draw seed alone.
+
+    Args:
+        places: the images.
+        transform: makes (3, height, width) float32 of an image and a draw seed, such as TrainingTransform. It goes to
+            worker processes by pickle.
+    """
+
+    def __init__(self, places: TrainingPlaces, transform: Callable[[Image.Image, int], torch.Tensor]) -> None:
+        self.places, self.transform = places, transform
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, draw: tuple[int, int]) -> TrainingImage:
+        """The image of a row, or what stands for it.
+
+        Raises: ValueError if 200 images in a row can't be used.
+        """
+        row, seed = draw
+        replaced = []
+        for candidate in self._candidates(row, seed):
+            try:
+                image = self.places.open(candidate)
+            except UnreadableImage as error:
+                replaced.append((error.path, error.reason))
+                continue
+            place = int(self.places.places[candidate])
+            return TrainingImage(self.transform(image, seed), place, candidate, replaced)
+        path, reason = replaced[0]
+        raise ValueError(
+            f"{self.places.name}: {len(replaced)} images in a row can't be used, such as {path}: {reason}. Look at "
+            "the files, or give the folder anew."
+        )
+
+    def _candidates(self, row: int, seed: int) -> Iterator[int]:
+        """The row, then the other images of its place, then images of other places, up to some number."""
+        yield row
+        random = np.random.default_rng(seed)
+        is_same = self.places.places == self.places.places[row]
+        same, others = np.flatnonzero(is_same), np.flatnonzero(~is_same)
+        further = np.concatenate([random.permutation(same[same != row]), random.permutation(others)])
+        yield from further[: _MOST_TRIED - 1].tolist()
+
+
+def training_loader(
+    images: TrainingImages,
+    sampler: PlaceSampler,
+    *,
+    workers: int | None = None,
+    batches_ahead: int = 2,
+    niceness: int = 10,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """TrainingBatches in the order of the sampler, prepared by worker processes while the step computes.
+
+    The batches are the same whatever the workers. Nothing is drawn from the global random state. Workers start anew and
+    not as copies of this process, so a script that calls this needs `if __name__ == "__main__":` around what it does.
+
+    Args:
+        workers: processes that prepare batches, a batch each; 0 prepares them here, between the steps. By default one
+            for each core, 16 at most. They live as long as the loader.
+        batches_ahead: that each worker has ready; all of them lie in shared memory.
+        niceness: by how much the workers give way to the training step where both want the same core, 0 (not at all)
+            to 19.
+        pin_memory: copy the batches to where a GPU fetches them by itself.
+
+    Raises: ValueError if a number is out of range.
+    """
+    workers = default_workers() if workers is None else workers
+    if workers < 0 or batches_ahead < 1 or not 0 <= niceness <= 19:
+        raise ValueError(
+            f"training_loader: workers is {workers}, batches_ahead {batches_ahead} and niceness {niceness}, but they "
+            "must be 0 or more, 1 or more, and 0 to 19. Give such numbers."
+        )
+    own_processes = {
+        "num_workers": workers,
+        "prefetch_factor": batches_ahead,
+        "persistent_workers": True,
+        "multiprocessing_context": _context(),
+        "worker_init_fn": _Start(niceness),
+    }
+    return DataLoader(
+        images,
+        batch_sampler=sampler,
+        collate_fn=TrainingBatch.of,
+        pin_memory=pin_memory,
+        # Without a generator of its own every pass over the loader would draw from the global one.
+        generator=torch.Generator(),
+        **(own_processes if workers else {}),
+    )
+
+
+def default_workers() -> int:
+    """One for each core that this process may use, 16 at most."""
+    return min(16, available_cores())
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What a worker does before its first batch."""
+
+    niceness: int
+
+    def __call__(self, worker: int) -> None:
+        torch.set_num_threads(1)
+        if hasattr(os, "nice"):
+            os.nice(self.niceness)
+        # torch looks at the worker's parent, which is the server that started it: a worker whose trainer was killed
+        # would wait for its next batch for ever.
+        trainer = multiprocessing.parent_process()
+        if trainer is not None:
+            Thread(target=_leave_with, args=(trainer,), daemon=True).start()
+
+
+def _leave_with(trainer: BaseProcess) -> None:
+    trainer.join()
+    os._exit(1)
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """How workers start: never as a copy of this process, whose other threads may hold a lock at that moment.
+
+    A copy would also take over what the communication of several processes has opened. Workers start from a server
+    that has loaded this module and nothing else, where the system has that, and anew elsewhere.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context

@@ -1,0 +1,210 @@
+"""The folder of a training run: what was asked for, what was measured, states to go on from, the checkpoint.
+
+    arguments.json  versions.json          what runs
+    metrics.jsonl                          one line every so many steps, and one a validation
+    loss.png  recall.png                   the same as pictures
+    states/step-00000500/                  everything that a run needs to go on, of the last few saves
+    best/step-00000400/                    the checkpoint with the best recall so far
+    checkpoint/                            in the end: the best weights, or the last where nothing was validated
+
+Every file and folder is written beside its place and renamed into it, so that a run that is killed leaves none by half.
+"""
+
+import json
+import platform
+import shutil
+import sys
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..files import replace_file, sync
+from ..version import __version__
+from .arguments import FREE_ON_RESUME, TrainingArguments
+
+ARGUMENTS, VERSIONS, METRICS = "arguments.json", "versions.json", "metrics.jsonl"
+CHECKPOINT, STATES, BEST = "checkpoint", "states", "best"
+PROGRESS, TRACKER = "progress.json", "tracker"
+WHITENING = "teacher_whitening.safetensors"
+# Of a folder in the making; a run that starts removes what an earlier one left.
+DRAFT = ".draft"
+
+_PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pytorch-metric-learning", "numpy", "pillow")
+
+
+class RunFolder:
+    """The folder of one run, from which it can go on.
+
+    Attributes:
+        root: the folder.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / METRICS
+
+    @property
+    def whitening(self) -> Path:
+        """What centres and whitens the teacher's descriptors."""
+        return self.root / WHITENING
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.root / CHECKPOINT
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its checkpoint is whole, which is the last thing that a run writes."""
+        return self.checkpoint.is_dir()
+
+    def check_free(self) -> None:
+        """Raises FileExistsError if the folder holds a run, or anything else."""
+        # A run that never came to its first step has left nothing to lose.
+        begun = {ARGUMENTS, VERSIONS, TRACKER, WHITENING}
+        if self.root.exists() and (not self.root.is_dir() or {path.name for path in self.root.iterdir()} - begun):
+            what = "a training run" if (self.root / ARGUMENTS).is_file() else "files that no training run wrote"
+            raise FileExistsError(
+                f"{self.root} holds {what}. Go on with a run by --resume, or name another folder with --output."
+            )
+
+    def newest_state(self, arguments: TrainingArguments) -> Path:
+        """The newest state of the run in the folder, which was asked for the same.
+
+        Raises: FileNotFoundError if there is no run or no state. ValueError for a key that would change batches or
+            losses.
+        """
+        if not (self.root / ARGUMENTS).is_file():
+            raise FileNotFoundError(f"{self.root} holds no training run to go on with. Leave --resume out.")
+        before = json.loads((self.root / ARGUMENTS).read_text(encoding="utf-8"))
+        now = arguments.to_dict()
+        for name in sorted((before.keys() | now.keys()) - FREE_ON_RESUME):
+            if before.get(name) != now.get(name):
+                raise ValueError(
+                    f"{name} is {now.get(name)!r}, but the run in {self.root} has {before.get(name)!r}, and can't go "
+                    "on as another. Give the same, or start a new run in another folder with --output."
+                )
+        states = self.states()
+        if not states:
+            raise FileNotFoundError(
+                f"The run in {self.root} was stopped before it saved a state. Remove the folder and start again "
+                "without --resume; a smaller --save_every saves earlier."
+            )
+        return states[-1]
+
+    def begin(self, arguments: TrainingArguments) -> None:
+        """Makes the folder, or rids it of what a killed run left by half, and writes down what runs."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        for draft in [*self.root.rglob(f"*{DRAFT}")]:
+            shutil.rmtree(draft)
+        self._write(ARGUMENTS, arguments.to_dict())
+        self._write(VERSIONS, versions())
+
+    def states(self) -> list[Path]:
+        """The whole states, oldest first."""
+        return sorted(path for path in (self.root / STATES).glob("step-*") if path.suffix != DRAFT)
+
+    def last_good(self) -> str:
+        """In words: where the weights before now lie."""
+        found = [*self.states()[-1:], *sorted((self.root / BEST).glob("step-*[0-9]"))[-1:]]
+        return " and ".join(str(path) for path in found) or "nothing was saved yet"
+
+    def state_folder(self, step: int) -> Path:
+        return self.root / STATES / f"step-{step:08d}"
+
+    def best_folder(self, step: int) -> Path:
+        return self.root / BEST / f"step-{step:08d}"
+
+    def keep_newest_states(self, count: int) -> None:
+        """Removes all but the newest states."""
+        for state in self.states()[:-count]:
+            discard(state)
+
+    def keep_best(self, steps: Collection[int]) -> None:
+        """Removes the best weights of all but these steps."""
+        kept = {self.best_folder(step) for step in steps}
+        for folder in (self.root / BEST).glob("step-*"):
+            if folder not in kept:
+                discard(folder)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Adds one line of metrics."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines of metrics; one that a killed run left by half is passed over."""
+        if not self.metrics.is_file():
+            return []
+        records = []
+        for line in self.metrics.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                break
+        return records
+
+    def forget_after(self, step: int) -> None:
+        """Drops the lines of steps that are about to be made again."""
+        kept = [record for record in self.records() if record["step"] <= step]
+        replace_file(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        replace_file(self.root / name, (json.dumps(content, indent=2) + "\n").encode())
+
+
+@contextmanager
+def drafted(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
+    """A folder for all processes to fill, renamed to `folder` when everything in it has reached the disk."""
+    draft = folder.with_name(folder.name + DRAFT)
+    if accelerator.is_main_process:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    yield draft
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        publish(draft, folder)
+    accelerator.wait_for_everyone()
+
+
+def discard(folder: Path) -> None:
+    """Removes a folder; renamed first, so that a half removed one isn't taken for whole."""
+    if folder.suffix != DRAFT:
+        folder = folder.rename(folder.with_name(folder.name + DRAFT))
+    shutil.rmtree(folder)
+
+
+def copy_folder(source: Path, folder: Path) -> None:
+    """A copy of a folder, whole or not at all; what was there before is replaced."""
+    draft = folder.with_name(folder.name + DRAFT)
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(source, draft)
+    publish(draft, folder)
+
+
+def publish(draft: Path, folder: Path) -> None:
+    """Has a folder reach the disk, and renames it."""
+    for path in draft.rglob("*"):
+        if path.is_file():
+            sync(path)
+    shutil.rmtree(folder, ignore_errors=True)
+    draft.rename(folder)
+    sync(folder.parent)
+
+
+def versions() -> dict[str, Any]:
+    """What the run runs on."""
+    found = {"d2vpr_hf": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {**found, "command": sys.argv}

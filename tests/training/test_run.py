@@ -1,0 +1,66 @@
+import json
+
+import pytest
+from accelerate import Accelerator
+from made_training import arguments
+
+from d2vpr_hf.training.run import RunFolder, copy_folder, drafted
+
+
+@pytest.fixture
+def folder(tmp_path) -> RunFolder:
+    found = RunFolder(tmp_path / "run")
+    found.begin(arguments(tmp_path / "town", found.root))
+    return found
+
+
+def test_lines_after_a_state_are_forgotten_and_half_a_line_is_passed_over(folder):
+    for step in (1, 2, 3):
+        folder.append({"step": step, "loss": step / 2})
+    with folder.metrics.open("a") as file:
+        file.write('{"step": 4, "lo')
+    assert [record["step"] for record in folder.records()] == [1, 2, 3]
+    folder.forget_after(2)
+    folder.append({"step": 3, "loss": 9})
+    assert [record["loss"] for record in folder.records()] == [0.5, 1.0, 9]
+
+
+def test_a_folder_appears_whole_or_not_at_all(folder):
+    accelerator = Accelerator(cpu=True)
+    with drafted(folder.state_folder(7), accelerator) as draft:
+        (draft / "weights").write_text("all of them")
+        assert folder.states() == []
+    assert [path.name for path in folder.states()] == ["step-00000007"]
+    assert (folder.state_folder(7) / "weights").read_text() == "all of them"
+    with pytest.raises(ZeroDivisionError), drafted(folder.state_folder(8), accelerator) as draft:
+        (draft / "weights").write_text("half of them" * (1 // len(folder.records())))
+    assert [path.name for path in folder.states()] == ["step-00000007"]
+    assert [path.name for path in folder.root.rglob("*.draft")] == ["step-00000008.draft"]
+    folder.begin(arguments("town", folder.root))
+    assert not list(folder.root.rglob("*.draft"))
+
+
+def test_old_states_go(folder):
+    for step in (5, 10, 100, 1000):
+        (folder.state_folder(step)).mkdir(parents=True)
+    folder.keep_newest_states(2)
+    assert [path.name for path in folder.states()] == ["step-00000100", "step-00001000"]
+    for step in (5, 100, 900):
+        (folder.best_folder(step)).mkdir(parents=True)
+    folder.keep_best({100, 900, -1})
+    assert sorted(path.name for path in (folder.root / "best").iterdir()) == ["step-00000100", "step-00000900"]
+
+
+def test_a_copy_replaces_what_was_there(tmp_path):
+    for name, text in (("new", "new weights"), ("checkpoint", "old weights")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(text)
+    copy_folder(tmp_path / "new", tmp_path / "checkpoint")
+    assert (tmp_path / "checkpoint" / "weights").read_text() == "new weights"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "new"]
+
+
+def test_what_was_asked_for_is_written_down(folder):
+    assert json.loads((folder.root / "arguments.json").read_text())["places_per_batch"] == 4
+    versions = json.loads((folder.root / "versions.json").read_text())
+    assert {"d2vpr_hf", "python", "torch", "accelerate", "command"} <= versions.keys()
