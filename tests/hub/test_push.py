@@ -15,16 +15,16 @@ from d2vpr_hf import (
     CricaVprConfig,
     CricaVprModel,
     D2VprModel,
-    attach_pca,
     benchmark_protocol,
     evaluate_protocol,
     fit_pca,
     make_town,
-    push_metric,
     push_model,
 )
+from d2vpr_hf.hub.push import push_metric
 from d2vpr_hf.models.checkpoint import save_checkpoint
 from d2vpr_hf.retrieval.embedder import weight_hash
+from d2vpr_hf.retrieval.pca import attach_pca
 
 USAGE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 

@@ -1,5 +1,6 @@
 """Checkpoint folders open in fresh processes without network: with the package, and without it as remote code."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from d2vpr_hf.models.checkpoint import save_checkpoint
 
 HEAVY = (
     *("faiss", "datasets", "accelerate", "evaluate", "kornia", "pandas", "gradio", "matplotlib"),
-    "pytorch_metric_learning",
+    *("pytorch_metric_learning", "torch", "transformers"),
 )
 LIST_HEAVY = f"print(sorted(name for name in {HEAVY} if name in sys.modules))"
 
@@ -110,8 +111,74 @@ def test_a_remote_model_saves_its_code_on(checkpoint):
 
 
 def test_importing_the_package_loads_nothing_heavy(tmp_path):
-    """transformers itself loads accelerate, where it is installed, with the Auto classes that registering needs."""
+    """transformers itself loads accelerate, where it is installed, with its Auto classes."""
+    ours = run_offline(f"import sys, d2vpr_hf\n{LIST_HEAVY}", tmp_path)
+    assert ours.stdout == "[]\n", ours.stdout + ours.stderr
     bare = run_offline(f"import sys\nfrom transformers import AutoImageProcessor, AutoModel\n{LIST_HEAVY}", tmp_path)
-    assert bare.stdout.strip() in ("[]", "['accelerate']"), bare.stdout + bare.stderr
-    ours = run_offline(f"import sys, d2vpr_hf\nassert 'torch' in sys.modules\n{LIST_HEAVY}", tmp_path)
-    assert ours.stdout == bare.stdout, ours.stdout + ours.stderr
+    assert set(ast.literal_eval(bare.stdout)) <= {"accelerate", "torch", "transformers"}, bare.stdout + bare.stderr
+    both = run_offline(
+        f"import sys, d2vpr_hf\nfrom transformers import AutoImageProcessor, AutoModel\n{LIST_HEAVY}", tmp_path
+    )
+    assert both.stdout == bare.stdout, both.stdout + both.stderr
+
+
+KNOWN = """
+from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_MAPPING
+
+for model_type, name in (("d2vpr", "D2Vpr"), ("cricavpr", "CricaVpr")):
+    known = CONFIG_MAPPING[model_type]
+    assert known.__name__ == f"{name}Config" and known.__module__.startswith("d2vpr_hf."), known
+    assert MODEL_MAPPING[known].__name__ == f"{name}Model"
+    assert IMAGE_PROCESSOR_MAPPING[known]["pil"].__name__ == "D2VprImageProcessor"
+import d2vpr_hf, sys
+assert d2vpr_hf.D2VprModel is MODEL_MAPPING[d2vpr_hf.D2VprConfig]
+assert not any(type(finder).__module__.startswith("d2vpr_hf") for finder in sys.meta_path)
+print("known")
+"""
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import d2vpr_hf",
+        "from transformers import AutoModel; import d2vpr_hf",
+        "from transformers import AutoConfig; import d2vpr_hf",
+        # Each of these is half loaded when it, or what it imports, asks for an Auto class.
+        "import d2vpr_hf; from transformers import Dinov2Model",
+        "import d2vpr_hf; import transformers.modeling_layers",
+        "from d2vpr_hf import D2VprModel",
+    ],
+)
+def test_the_auto_classes_know_the_models_whatever_is_imported_first(first, tmp_path):
+    result = run_offline(f"{first}\n{KNOWN}", tmp_path)
+    assert result.stdout == "known\n", result.stdout + result.stderr
+
+
+def test_a_model_travels_to_other_processes(checkpoint):
+    """By pickle into a spawned process, which imports the module of its class alone, and into a forked one."""
+    code = """
+import multiprocessing, torch
+import d2vpr_hf
+from transformers import AutoConfig, AutoModel
+
+def same(model):
+    pixels, expected, _ = torch.load("expected.pt")
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        assert torch.equal(model(pixels).pooler_output, expected)
+    return type(AutoConfig.from_pretrained("d2vpr")).__module__
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    model = AutoModel.from_pretrained("d2vpr")
+    for method in ("spawn", "fork"):
+        with multiprocessing.get_context(method).Pool(1) as pool:
+            print(method, pool.apply(same, [model]))
+"""
+    (checkpoint / "travels.py").write_text(code)
+    run = run_offline("import runpy; runpy.run_path('travels.py', run_name='__main__')", checkpoint)
+    where = "d2vpr_hf.models.d2vpr.configuration_d2vpr"
+    assert run.stdout.splitlines() == [f"spawn {where}", f"fork {where}"], run.stdout + run.stderr

@@ -9,7 +9,8 @@ import torch
 from published_rule import published_checkpoint
 from transformers import AutoImageProcessor, AutoModel
 
-from d2vpr_hf import CricaVprConfig, D2VprConfig, D2VprModel, convert_checkpoint, convert_original_state_dict
+from d2vpr_hf import CricaVprConfig, D2VprConfig, D2VprModel, convert_original_state_dict
+from d2vpr_hf.models.convert import convert_checkpoint
 
 
 @pytest.fixture(scope="module")
