@@ -24,7 +24,8 @@ import torch
 from PIL import Image
 
 from d2vpr_hf import D2VprConfig, D2VprImageProcessor, D2VprModel, PlaceIndex, embed_images, make_town
-from d2vpr_hf.photos.images import list_images, open_image
+from d2vpr_hf.photos.folder import list_images
+from d2vpr_hf.photos.images import open_image
 
 
 def write_photos(folder: Path, count: int, width: int, height: int) -> list[Path]:

@@ -9,7 +9,7 @@ import re
 import shlex
 from pathlib import Path
 
-import benchmark_trees as trees
+import protocol_trees as trees
 import pytest
 import torch
 from fresh_process import hub_environment, run_python

@@ -5,7 +5,7 @@ import tomllib
 from pathlib import Path
 
 from d2vpr_hf.cli.main import COMMANDS
-from d2vpr_hf.photos.images import list_images
+from d2vpr_hf.photos.folder import list_images
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -27,7 +27,7 @@ _MODULES = {
     "fit_pca": "retrieval.pca",
     "folder_protocol": "evaluation.protocol",
     "index_photos": "retrieval.update",
-    "load_benchmark": "protocols.table",
+    "load_protocol": "protocols.table",
     "locate": "retrieval.locate",
     "make_town": "town.make",
     "pretrained_path": "models.pretrained",

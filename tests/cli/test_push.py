@@ -4,14 +4,14 @@ import dataclasses
 import io
 import json
 
-import benchmark_trees as trees
+import protocol_trees as trees
 import pytest
 from made_evaluation import made_evaluation
 
 from d2vpr_hf.cli.main import main
 from d2vpr_hf.models.checkpoint import save_checkpoint
-from d2vpr_hf.protocols.export import export_benchmark
-from d2vpr_hf.protocols.table import load_benchmark
+from d2vpr_hf.protocols.export import export_protocol
+from d2vpr_hf.protocols.table import load_protocol
 from d2vpr_hf.retrieval.embedder import weight_hash
 
 
@@ -103,7 +103,7 @@ def test_the_metric_and_an_export_are_pushed_in_the_same_way(hub, tmp_path, monk
     assert hub.private["me/recall_at_k"] is False
 
     trees.utm(zone=17)(tmp_path / "pitts30k")
-    export_benchmark(load_benchmark("pitts30k-test", "pitts30k", cache_dir="cache"), "export")
+    export_protocol(load_protocol("pitts30k-test", "pitts30k", cache_dir="cache"), "export")
     assert main(["push", "export", "me/pitts"]) == 0
     assert "me/pitts (main): 3 files in commit" in capsys.readouterr().out
     assert hub.stored["me/pitts"].type == "datasets"

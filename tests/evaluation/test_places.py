@@ -10,7 +10,7 @@ from PIL import Image
 from d2vpr_hf.evaluation.baselines import PeerModel, SquashProcessor
 from d2vpr_hf.evaluation.protocol import benchmark_protocol, dataset_protocol, folder_protocol, with_distractors
 from d2vpr_hf.evaluation.run import evaluate_protocol
-from d2vpr_hf.protocols.table import load_benchmark
+from d2vpr_hf.protocols.table import load_protocol
 from d2vpr_hf.training.validation import Validator
 
 
@@ -127,13 +127,13 @@ def test_distractors_that_are_in_the_protocol_are_refused(places, tmp_path):
     paint(tmp_path / "holidays" / "0.png", 5)
     with pytest.raises(ValueError, match="holds 1 photos"):
         with_distractors(protocol, [tmp_path / "holidays", tmp_path / "holidays"])
-    table = load_benchmark("places", places, cache_dir=tmp_path / "tables")
+    table = load_protocol("places", places, cache_dir=tmp_path / "tables")
     with pytest.raises(ValueError, match="DatasetPhotos, but distractors are added to a folder"):
         with_distractors(dataset_protocol(table), [tmp_path / "holidays"])
 
 
 def test_a_dataset_of_places_gives_the_same(places, tmp_path):
-    table = load_benchmark("places", places, cache_dir=tmp_path / "tables")
+    table = load_protocol("places", places, cache_dir=tmp_path / "tables")
     of_table = evaluate_protocol(dataset_protocol(table), ks=(1, 2), **OPTIONS)
     of_folder = evaluate_protocol(benchmark_protocol("places", places), ks=(1, 2), **OPTIONS)
     np.testing.assert_array_equal(of_table.ranking, of_folder.ranking)

@@ -1,16 +1,16 @@
 import numpy as np
 import pytest
 import torch
-from benchmark_trees import msls_val, nordland_3450, own_folders, pairs, utm
 from datasets import DatasetDict, load_dataset
 from PIL import Image
+from protocol_trees import msls_val, nordland_3450, own_folders, pairs, utm
 
 from d2vpr_hf.evaluation.baselines import PeerModel, SquashProcessor
 from d2vpr_hf.evaluation.protocol import benchmark_protocol, dataset_protocol, folder_protocol
 from d2vpr_hf.evaluation.run import evaluate_protocol
-from d2vpr_hf.protocols.export import export_benchmark
-from d2vpr_hf.protocols.open import open_benchmark
-from d2vpr_hf.protocols.table import load_benchmark
+from d2vpr_hf.protocols.export import export_protocol
+from d2vpr_hf.protocols.open import open_protocol
+from d2vpr_hf.protocols.table import load_protocol
 from d2vpr_hf.retrieval.embedder import embed_images
 from d2vpr_hf.retrieval.pca import attach_pca, fit_pca
 
@@ -32,7 +32,7 @@ def test_a_named_benchmark_runs_as_two_folders_do(tmp_path, name, tree):
     protocol = benchmark_protocol(name, tmp_path)
     assert protocol.name == name
     assert [rows.tolist() for rows in protocol.positives] == expected
-    assert protocol.denominator == open_benchmark(name, tmp_path).record.denominator
+    assert protocol.denominator == open_protocol(name, tmp_path).record.denominator
     # The trees are small: the notes say that this is no result of the benchmark.
     assert any("Not comparable with published figures" in note for note in protocol.notes)
     model = PeerModel(Thumbnail())
@@ -53,8 +53,8 @@ def test_a_named_benchmark_runs_as_two_folders_do(tmp_path, name, tree):
 
 def test_an_exported_benchmark_gives_the_result_of_its_folder(tmp_path):
     expected = utm()(tmp_path / "set")
-    benchmark = load_benchmark("pitts30k-test", tmp_path / "set", cache_dir=tmp_path / "tables")
-    export_benchmark(benchmark, tmp_path / "export")
+    benchmark = load_protocol("pitts30k-test", tmp_path / "set", cache_dir=tmp_path / "tables")
+    export_protocol(benchmark, tmp_path / "export")
     folder = benchmark_protocol("pitts30k-test", tmp_path / "set")
     options = {"model": PeerModel(Thumbnail()), "processor": Thumbnail.processor, "workers": 1, "progress": False}
     of_folder = evaluate_protocol(folder, **options)
@@ -81,7 +81,7 @@ def test_a_broken_photo_of_a_dataset_is_skipped_by_its_name(tmp_path):
     utm()(tmp_path / "set")
     broken = sorted((tmp_path / "set").rglob("queries/*.jpg"))[0]
     broken.write_bytes(b"no photo")
-    protocol = dataset_protocol(load_benchmark("pitts30k-test", tmp_path / "set", cache_dir=tmp_path / "tables"))
+    protocol = dataset_protocol(load_protocol("pitts30k-test", tmp_path / "set", cache_dir=tmp_path / "tables"))
     model = PeerModel(Thumbnail())
     result = evaluate_protocol(protocol, model=model, processor=Thumbnail.processor, workers=1, progress=False)
     assert [path for path, _ in result.skipped["queries"]] == [broken.name]
@@ -90,7 +90,7 @@ def test_a_broken_photo_of_a_dataset_is_skipped_by_its_name(tmp_path):
 
 def test_ones_own_folders_have_no_expected_counts(tmp_path):
     own_folders(tmp_path)
-    protocol = benchmark_protocol(open_benchmark("folders", tmp_path))
+    protocol = benchmark_protocol(open_protocol("folders", tmp_path))
     assert protocol.notes == ()
 
 
@@ -115,6 +115,6 @@ def test_a_pca_is_not_tested_on_photos_that_it_was_fitted_on(tmp_path, tiny_mode
     with pytest.raises(ValueError, match=r"6 of the 6 test photos.*made photos"):
         evaluate_protocol(seen, model=tiny_model, ks=(1,), **options)
     utm()(tmp_path / "set")
-    inside = dataset_protocol(load_benchmark("pitts30k-test", tmp_path / "set", cache_dir=tmp_path / "tables"))
+    inside = dataset_protocol(load_protocol("pitts30k-test", tmp_path / "set", cache_dir=tmp_path / "tables"))
     evaluate_protocol(inside, model=tiny_model, ks=(1,), **options)
     assert "make sure yourself" in caplog.text

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from d2vpr_hf.files import path_to_text, text_to_path
-from d2vpr_hf.photos.images import UnreadableImage, decode_image, list_images, open_image
+from d2vpr_hf.photos.folder import list_images
+from d2vpr_hf.photos.images import UnreadableImage, decode_image, open_image
 from tests.broken_photos import (
     BROKEN_KINDS,
     GOOD_KINDS,

@@ -1,18 +1,14 @@
 """A benchmark that went through Parquet is the same elsewhere, without the files it was made of."""
 
-import os
 import shutil
-import subprocess
-import sys
 
-import benchmark_trees as trees
+import protocol_trees as trees
 import pyarrow.parquet as pq
 import pytest
 from datasets import DatasetDict, load_dataset
-from loopback_hub import LoopbackHub
 
-from d2vpr_hf.protocols.export import export_benchmark
-from d2vpr_hf.protocols.table import load_benchmark
+from d2vpr_hf.protocols.export import export_protocol
+from d2vpr_hf.protocols.table import load_protocol
 
 
 @pytest.fixture
@@ -20,14 +16,14 @@ def pitts(tmp_path):
     root = tmp_path / "pitts30k"
     trees.utm(zone=17)(root)
     trees.write_photo(root / "images/test/queries" / trees.utm_name(900.0, zone=17))
-    return load_benchmark("pitts30k-test", root, cache_dir=tmp_path / "cache")
+    return load_protocol("pitts30k-test", root, cache_dir=tmp_path / "cache")
 
 
 def test_an_export_gives_the_same_rows_and_positives(pitts, tmp_path):
     before = {side: list(split) for side, split in pitts.items()}
     files = {row["path"]: (tmp_path / "pitts30k/images/test" / side / row["path"]).read_bytes()
              for side, rows in before.items() for row in rows}  # fmt: skip
-    folder = export_benchmark(pitts, tmp_path / "export")
+    folder = export_protocol(pitts, tmp_path / "export")
     shutil.rmtree(tmp_path / "pitts30k")
     shutil.rmtree(tmp_path / "cache")
     loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "other"))
@@ -52,7 +48,7 @@ def test_an_export_gives_the_same_rows_and_positives(pitts, tmp_path):
 
 def test_large_splits_are_several_files(pitts, tmp_path, monkeypatch):
     monkeypatch.setattr("d2vpr_hf.protocols.export._ROWS_AT_A_TIME", 1)
-    folder = export_benchmark(pitts, tmp_path / "export", shard_bytes=1)
+    folder = export_protocol(pitts, tmp_path / "export", shard_bytes=1)
     assert sorted(path.name for path in (folder / "data").iterdir()) == [
         f"{side}-{number:05d}.parquet" for side in ("database", "queries") for number in range(3)
     ]
@@ -63,57 +59,12 @@ def test_large_splits_are_several_files(pitts, tmp_path, monkeypatch):
 def test_what_cannot_be_exported_is_refused(pitts, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/notes.txt").touch()
-    with pytest.raises(FileExistsError, match=r"holds 'notes.txt', but an export needs a new or empty folder"):
-        export_benchmark(pitts, tmp_path / "full")
+    with pytest.raises(FileExistsError, match="full exists and isn't empty"):
+        export_protocol(pitts, tmp_path / "full")
     with pytest.raises(ValueError, match=r"has the splits \['queries'\], but pitts30k-test has"):
-        export_benchmark(DatasetDict(queries=pitts["queries"]), tmp_path / "export")
-    folder = export_benchmark(pitts, tmp_path / "first")
+        export_protocol(DatasetDict(queries=pitts["queries"]), tmp_path / "export")
+    folder = export_protocol(pitts, tmp_path / "first")
     loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "other"))
     with pytest.raises(ValueError, match="notes 'default' as its protocol, which is none"):
-        export_benchmark(loaded, tmp_path / "second")
-    assert export_benchmark(loaded, tmp_path / "second", protocol="pitts30k-test").is_dir()
-
-
-PUSH = """
-import sys
-from datasets import load_dataset
-from d2vpr_hf.protocols.table import load_benchmark
-from d2vpr_hf.protocols.export import push_benchmark
-
-root, cache = sys.argv[1:]
-push_benchmark(load_benchmark("pitts30k-test", root, cache_dir=cache), "me/pitts", token="hf_x")
-loaded = load_dataset("me/pitts", token="hf_x")
-print(list(loaded), loaded["queries"]["positives"][:], loaded["database"]["positives"][:])
-print(loaded["queries"][0]["image"].size, loaded["queries"].features["image"])
-"""
-
-
-def test_a_pushed_benchmark_is_private_and_the_same(tmp_path):
-    trees.utm(zone=17)(tmp_path / "pitts30k")
-    with LoopbackHub() as hub:
-        # The address of the Hub is read when huggingface_hub is imported, so another process is needed.
-        environment = os.environ | {
-            "HF_ENDPOINT": hub.url,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
-            "HF_HOME": str(tmp_path / "home"),
-            "HF_DATASETS_CACHE": str(tmp_path / "datasets"),
-        }
-        run = subprocess.run(
-            [sys.executable, "-c", PUSH, str(tmp_path / "pitts30k"), str(tmp_path / "cache")],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-    assert run.returncode == 0, run.stderr
-    first, second = run.stdout.splitlines()[-2:]
-    assert first == f"['database', 'queries'] {trees.NEAR} [None, None, None]"
-    assert second == "(12, 8) Image(mode=None, decode=True)"
-    assert hub.private == {"me/pitts": True}
-    card = hub.repositories["me/pitts"]["README.md"].decode()
-    assert card.startswith("---\n")
-    assert "pretty_name: Pitts30k test" in card
-    assert "10,000: counted in Patch-NetVLAD's lists" in card
-    assert "path: data/queries-*" in card
+        export_protocol(loaded, tmp_path / "second")
+    assert export_protocol(loaded, tmp_path / "second", protocol="pitts30k-test").is_dir()

@@ -4,12 +4,12 @@ import logging
 import shutil
 from pathlib import Path
 
-import benchmark_trees as trees
 import numpy as np
+import protocol_trees as trees
 import pytest
 
 from d2vpr_hf.photos.positions import positives_within
-from d2vpr_hf.protocols.open import find_positives, open_benchmark, write_predictions
+from d2vpr_hf.protocols.open import open_protocol, write_predictions
 from d2vpr_hf.protocols.records import PROTOCOLS, find_record
 from d2vpr_hf.town.make import make_town
 
@@ -34,23 +34,23 @@ def test_every_protocol_has_a_tree():
 @pytest.mark.parametrize(("name", "build"), CASES)
 def test_positives_are_those_worked_out_by_hand(name, build, tmp_path):
     expected = build(tmp_path)
-    benchmark = open_benchmark(name, tmp_path)
-    assert as_lists(benchmark.positives) == expected
-    assert all(path.is_file() for split in benchmark.splits.values() for path in split.photos.paths)
-    assert all(rows.dtype == np.int64 for rows in benchmark.positives or [])
+    opened = open_protocol(name, tmp_path)
+    assert as_lists(opened.positives) == expected
+    assert all(path.is_file() for split in opened.splits.values() for path in split.photos.paths)
+    assert all(rows.dtype == np.int64 for rows in opened.positives or [])
 
 
 def test_msls_leaves_out_what_the_official_rule_leaves_out(tmp_path):
     trees.msls_val(tmp_path)
-    benchmark = open_benchmark("msls-val-740", tmp_path)
-    assert benchmark.database.photos.names[:3] == [f"cph/database/images/cd{number}.jpg" for number in (0, 3, 4)]
-    assert benchmark.queries.photos.names == [
+    opened = open_protocol("msls-val-740", tmp_path)
+    assert opened.database.photos.names[:3] == [f"cph/database/images/cd{number}.jpg" for number in (0, 3, 4)]
+    assert opened.queries.photos.names == [
         f"{city}/query/images/{city[0]}q{number}.jpg" for city in ("cph", "sf") for number in (0, 3)
     ]
-    assert benchmark.left_out == ["cph/query/images/cq1.jpg", "sf/query/images/sq1.jpg"]
-    assert benchmark.queries.details["sequence"] == ["seq0", "seq1"] * 2
-    assert benchmark.queries.details["heading_deg"] == [87.5] * 4
-    assert benchmark.queries.details["time"] == ["2014-09-10"] * 4
+    assert opened.left_out == ["cph/query/images/cq1.jpg", "sf/query/images/sq1.jpg"]
+    assert opened.queries.details["sequence"] == ["seq0", "seq1"] * 2
+    assert opened.queries.details["heading_deg"] == [87.5] * 4
+    assert opened.queries.details["time"] == ["2014-09-10"] * 4
 
 
 def test_msls_takes_the_published_lists_where_they_lie_beside_the_cities(tmp_path):
@@ -63,32 +63,32 @@ def test_msls_takes_the_published_lists_where_they_lie_beside_the_cities(tmp_pat
     ragged = np.empty(2, object)
     ragged[:] = [np.array([0, 1]), np.array([9])]
     np.save(tmp_path / "msls_val_pIdx.npy", ragged, allow_pickle=True)
-    benchmark = open_benchmark("msls-val-740", tmp_path)
-    assert as_lists(benchmark.positives) == [[0, 1], [9]]
-    assert benchmark.queries.photos.names == ["cph/query/images/cq0.jpg", "sf/query/images/sq1.jpg"]
-    assert benchmark.queries.photos.paths[1] == tmp_path / "train_val/sf/query/images/sq1.jpg"
-    assert benchmark.queries.photos.positions.known.all()
-    assert benchmark.queries.details["frame_number"] == [0, 1]
+    opened = open_protocol("msls-val-740", tmp_path)
+    assert as_lists(opened.positives) == [[0, 1], [9]]
+    assert opened.queries.photos.names == ["cph/query/images/cq0.jpg", "sf/query/images/sq1.jpg"]
+    assert opened.queries.photos.paths[1] == tmp_path / "train_val/sf/query/images/sq1.jpg"
+    assert opened.queries.photos.positions.known.all()
+    assert opened.queries.details["frame_number"] == [0, 1]
     # The lists may name panoramas and frames of no task: the tables know them too.
-    assert len(benchmark.database) == 10
-    assert benchmark.database.photos.positions.known.all()
+    assert len(opened.database) == 10
+    assert opened.database.photos.positions.known.all()
     (tmp_path / "train_val/sf/database/seq_info.csv").unlink()
-    without = open_benchmark("msls-val-740", tmp_path)
+    without = open_protocol("msls-val-740", tmp_path)
     assert as_lists(without.positives) == [[0, 1], [9]]
     assert not without.database.photos.positions.known.any()
 
 
 def test_msls_test_has_no_positives_and_writes_the_challenge_file(tmp_path):
     trees.msls_test(tmp_path)
-    benchmark = open_benchmark("msls-test", tmp_path)
-    assert benchmark.positives is None
-    assert len(benchmark.database) == len(benchmark.queries) == 6
+    opened = open_protocol("msls-test", tmp_path)
+    assert opened.positives is None
+    assert len(opened.database) == len(opened.queries) == 6
     ranking = np.array([[row, (row + 1) % 6, -1] for row in range(6)])
     path = write_predictions(
         tmp_path / "predictions.txt",
         ranking,
-        query_names=benchmark.queries.photos.names,
-        database_names=benchmark.database.photos.names,
+        query_names=opened.queries.photos.names,
+        database_names=opened.database.photos.names,
     )
     assert path.read_text().splitlines()[:2] == ["miamiq miami0 athens0", "athensq athens0 buenosaires0"]
     with pytest.raises(ValueError, match="rows from -1 to 5, but the database has 3"):
@@ -98,9 +98,9 @@ def test_msls_test_has_no_positives_and_writes_the_challenge_file(tmp_path):
 def test_a_listed_ground_truth_wins_over_the_rule_of_the_frames(tmp_path):
     trees.numbered(31, 4)(tmp_path)
     trees.save_pairs(tmp_path / "ground_truth_new.npy", [[0], [9, 11], [20], [30]])
-    benchmark = open_benchmark("nordland-vprbench-1frame", tmp_path)
-    assert as_lists(benchmark.positives) == [[0], [9, 11], [20], [30]]
-    assert "ground_truth_new.npy" in benchmark.rule
+    opened = open_protocol("nordland-vprbench-1frame", tmp_path)
+    assert as_lists(opened.positives) == [[0], [9, 11], [20], [30]]
+    assert "ground_truth_new.npy" in opened.rule
 
 
 def test_pairs_in_utm_names_are_pairs_too(tmp_path):
@@ -108,42 +108,42 @@ def test_pairs_in_utm_names_are_pairs_too(tmp_path):
         for number in (0, 1, 12):
             trees.write_photo(tmp_path / "images/test" / side / f"@0@{number * 1000}@@@@@{number:07d}@@@@@@@@.jpg")
     for name in ("sped", "amstertime"):
-        assert as_lists(open_benchmark(name, tmp_path).positives) == [[0], [1], [2]]
+        assert as_lists(open_protocol(name, tmp_path).positives) == [[0], [1], [2]]
 
 
 def test_a_made_town_in_utm_names(tmp_path):
     make_town(tmp_path, places=3, views=2, queries=5, easy_queries=0, height=24, width=32)
-    benchmark = open_benchmark("pitts30k-test", tmp_path)
+    opened = open_protocol("pitts30k-test", tmp_path)
     sides = []
-    for split in (benchmark.database, benchmark.queries):
+    for split in (opened.database, opened.queries):
         fields = [name.split("@") for name in split.photos.names]
         sides.append(np.array([[float(each[1]), float(each[2])] for each in fields]))
         assert split.details["heading_deg"] == [float(each[9]) for each in fields]
         assert all(time[:2] == "20" and time[10] == "T" for time in split.details["time"])
     metres = np.linalg.norm(sides[1][:, None] - sides[0][None], axis=-1)
-    assert as_lists(benchmark.positives) == [np.flatnonzero(row <= 25).tolist() for row in metres]
+    assert as_lists(opened.positives) == [np.flatnonzero(row <= 25).tolist() for row in metres]
     # Two views of the one place that a query shows.
-    assert [len(rows) for rows in benchmark.positives] == [2] * 5
+    assert [len(rows) for rows in opened.positives] == [2] * 5
 
 
 def test_gsv_cities_is_a_training_set_of_places(tmp_path):
     make_town(tmp_path, places=3, views=4, layout="gsv", height=24, width=32)
-    benchmark = open_benchmark("gsv-cities", tmp_path)
-    assert list(benchmark.splits) == ["train"]
-    assert benchmark.positives is None
-    assert sorted(benchmark.database.details["place"]) == [place for place in range(3) for _ in range(4)]
-    names = benchmark.database.photos.names
-    assert benchmark.database.details["heading_deg"] == [float(name.split("_")[-4]) for name in names]
-    assert benchmark.database.photos.positions.known.all()
+    opened = open_protocol("gsv-cities", tmp_path)
+    assert list(opened.splits) == ["train"]
+    assert opened.positives is None
+    assert sorted(opened.database.details["place"]) == [place for place in range(3) for _ in range(4)]
+    names = opened.database.photos.names
+    assert opened.database.details["heading_deg"] == [float(name.split("_")[-4]) for name in names]
+    assert opened.database.photos.positions.known.all()
 
 
 def test_own_folders_with_a_list_with_coordinates_and_without_either(tmp_path):
     for side, names in (("database", "abc"), ("queries", "xy")):
         for name in names:
             trees.write_photo(tmp_path / side / f"{name}.jpg")
-    assert open_benchmark("folders", tmp_path).positives is None
+    assert open_protocol("folders", tmp_path).positives is None
     (tmp_path / "positives.json").write_text('{"x.jpg": ["a.jpg", "c.jpg"]}')
-    assert as_lists(open_benchmark("folders", tmp_path).positives) == [[0, 2], []]
+    assert as_lists(open_protocol("folders", tmp_path).positives) == [[0, 2], []]
 
 
 # Broken variants.
@@ -153,20 +153,20 @@ def test_a_missing_listed_photo_is_named(tmp_path):
     trees.dbstruct("pitts30k_test.mat", "queries_real")(tmp_path)
     (tmp_path / "000/000001_pitch1_yaw1.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks 1 of the 3 photos .* 000/000001_pitch1_yaw1.jpg"):
-        open_benchmark("pitts30k-test", tmp_path)
+        open_protocol("pitts30k-test", tmp_path)
 
 
 def test_a_missing_frame_is_named(tmp_path):
     trees.nordland_vprbench(tmp_path)
     (tmp_path / "ref/0000017.jpg").unlink()
     with pytest.raises(ValueError, match="numbers up to 30, but 1 are missing, first 17"):
-        open_benchmark("nordland-vprbench-1frame", tmp_path)
+        open_protocol("nordland-vprbench-1frame", tmp_path)
 
 
 def test_a_missing_frame_of_utm_names_moves_no_other(tmp_path):
     trees.nordland_vg(tmp_path)
     (tmp_path / "images/test/database" / trees.mock_name(5, 25 / 10.5)).unlink()
-    positives = open_benchmark("nordland-vg-10frames", tmp_path).positives
+    positives = open_protocol("nordland-vg-10frames", tmp_path).positives
     # Frame 11 sees frames 1 to 21 without 5: rows 1 to 4 and, one lower than their numbers, 5 to 20.
     assert positives[11].tolist() == [row for row in range(22) if 1 <= row <= 20]
     assert len(positives[0]) == 10
@@ -175,7 +175,7 @@ def test_a_missing_frame_of_utm_names_moves_no_other(tmp_path):
 def test_another_count_is_a_warning(tmp_path, caplog):
     trees.utm(zone=17)(tmp_path)
     with caplog.at_level(logging.WARNING):
-        open_benchmark("pitts30k-test", tmp_path)
+        open_protocol("pitts30k-test", tmp_path)
     assert "3 photos in database, but pitts30k-test has 10,000 (counted in Patch-NetVLAD's lists)" in caplog.text
 
 
@@ -184,15 +184,15 @@ def test_at_signs_in_parent_folders_and_upper_case_suffixes_are_read(tmp_path):
     expected = trees.utm(zone=17)(root)
     for path in list(root.rglob("*.jpg")):
         path.rename(path.with_suffix(".JPG"))
-    assert as_lists(open_benchmark("pitts30k-test", root).positives) == expected
+    assert as_lists(open_protocol("pitts30k-test", root).positives) == expected
 
 
 def test_queries_without_positives_stay_with_an_empty_list(tmp_path):
     trees.utm(zone=17)(tmp_path)
     trees.write_photo(tmp_path / "images/test/queries" / trees.utm_name(900.0, zone=17))
-    benchmark = open_benchmark("pitts30k-test", tmp_path)
-    assert as_lists(benchmark.positives) == [*trees.NEAR, []]
-    assert benchmark.record.denominator == "all"
+    opened = open_protocol("pitts30k-test", tmp_path)
+    assert as_lists(opened.positives) == [*trees.NEAR, []]
+    assert opened.record.denominator == "all"
 
 
 def test_two_zones_are_measured_across_their_border(tmp_path):
@@ -207,31 +207,31 @@ def test_two_zones_are_measured_across_their_border(tmp_path):
         name = f"@{position.easting[0]:.2f}@{position.northing[0]:.2f}@{position.zone[0]}@S@@@@@@@@@@@.jpg"
         trees.write_photo(tmp_path / "images/test" / side / name)
     assert (west.zone[0], east.zone[0]) == (10, 11)
-    assert as_lists(open_benchmark("st-lucia", tmp_path).positives) == [[0]]  # 18 m apart
+    assert as_lists(open_protocol("st-lucia", tmp_path).positives) == [[0]]  # 18 m apart
 
 
 def test_a_wrong_folder_shows_the_layouts(tmp_path):
     trees.write_photo(tmp_path / "photo.jpg")
     with pytest.raises(ValueError, match=r"holds photo.jpg, which is no layout of sped(.|\n)*ref/0000000.jpg"):
-        open_benchmark("sped", tmp_path)
+        open_protocol("sped", tmp_path)
     with pytest.raises(NotADirectoryError, match="is no folder"):
-        open_benchmark("sped", tmp_path / "nowhere")
+        open_protocol("sped", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="Did you mean pitts30k-test"):
-        open_benchmark("pitts30k_test", tmp_path)
+        open_protocol("pitts30k_test", tmp_path)
 
 
 def test_a_split_is_not_taken_for_another(tmp_path):
     trees.utm("images/val/database", "images/val/queries")(tmp_path)
     with pytest.raises(ValueError, match="no layout of pitts30k-test"):
-        open_benchmark("pitts30k-test", tmp_path / "images/val")
-    assert len(open_benchmark("pitts30k-val", tmp_path / "images/val").database) == 3
+        open_protocol("pitts30k-test", tmp_path / "images/val")
+    assert len(open_protocol("pitts30k-val", tmp_path / "images/val").database) == 3
 
 
 def test_vprbench_without_its_ground_truth_says_so(tmp_path):
     trees.vprbench(tmp_path)
     (tmp_path / "ground_truth_new.npy").unlink()
     with pytest.raises(ValueError, match="takes its positives from a file of the set"):
-        open_benchmark("vprbench", tmp_path)
+        open_protocol("vprbench", tmp_path)
 
 
 # The published lists, where they are there; the same rules are tested on small trees above.
@@ -247,7 +247,8 @@ def read_lists(name: str, folder: str = "patch_netvlad"):
 
 @needs_lists
 def test_pitts30k_test_has_the_published_positives():
-    positives, _ = find_positives(*read_lists("pitts30k-test"))
+    record, reading = read_lists("pitts30k-test")
+    positives, _ = record.rule.positives(reading)
     counts = np.array([len(rows) for rows in positives])
     assert (len(counts), counts.min(), counts.max(), round(counts.mean())) == (6816, 24, 360, 142)
 
@@ -255,7 +256,7 @@ def test_pitts30k_test_has_the_published_positives():
 @needs_lists
 def test_tokyo_agrees_with_its_own_radius():
     record, reading = read_lists("tokyo247")
-    positives, _ = find_positives(record, reading)
+    positives, _ = record.rule.positives(reading)
     with np.load(METADATA / "patch_netvlad/tokyo247.npz") as arrays:
         for query in range(0, 315, 7):
             metres = np.linalg.norm(arrays["utmDb"] - arrays["utmQ"][query], axis=1)
@@ -275,7 +276,7 @@ def test_nordland_agrees_with_its_own_radius_and_with_the_frames():
         assert near[query].tolist() == expected.tolist()
         # Its two columns hold the same number, so the radius of 10 reaches 7 frames (7 * 1.414 = 9.9).
         assert expected.tolist() == list(range(max(0, query - 7), min(27_591, query + 7) + 1))
-    frames, _ = find_positives(record, reading)
+    frames, _ = record.rule.positives(reading)
     assert frames[13_000].tolist() == list(range(12_990, 13_011))
 
 
@@ -310,7 +311,7 @@ def test_msls_val_lists_740_queries(tmp_path):
 @needs_lists
 def test_published_ground_truths_follow_the_rules_of_the_records():
     from d2vpr_hf.protocols.object_arrays import read_positive_rows
-    from d2vpr_hf.protocols.open import positives_by_frame
+    from d2vpr_hf.protocols.rules import positives_by_frame
 
     folder = METADATA / "gsv_cities"
     for file, database, step, queries, reach in (
@@ -328,10 +329,10 @@ def test_lists_that_lead_out_of_the_folder_are_refused(tmp_path):
     listed = tmp_path / "pitts30k_imageNames_query.txt"
     listed.write_text("./b/0.jpg\n./../../secret.jpg\n")
     with pytest.raises(ValueError, match=r"names '../../secret.jpg', outside of the set's folder"):
-        open_benchmark("pitts30k-test", tmp_path)
+        open_protocol("pitts30k-test", tmp_path)
     listed.write_text("./b/0.jpg\n")
     with pytest.raises(ValueError, match="positions of 2 photos, but 1 names are listed"):
-        open_benchmark("pitts30k-test", tmp_path)
+        open_protocol("pitts30k-test", tmp_path)
 
 
 def test_tables_that_do_not_fit_are_named(tmp_path):
@@ -340,16 +341,16 @@ def test_tables_that_do_not_fit_are_named(tmp_path):
     lines = table.read_text().splitlines()
     table.write_text("\n".join(lines[:-1]))
     with pytest.raises(ValueError, match=r"train_val/sf/query have .*'raw': 3.* rows, but need one a photo each"):
-        open_benchmark("msls-val-740", tmp_path)
+        open_protocol("msls-val-740", tmp_path)
     table.write_text("a,b\n1,2\n")
     with pytest.raises(ValueError, match=r"query/raw.csv lacks the columns \['lat', 'lon', 'ca'"):
-        open_benchmark("msls-val-740", tmp_path)
+        open_protocol("msls-val-740", tmp_path)
     table.write_text("")
     with pytest.raises(ValueError, match=r"query/raw.csv is no table"):
-        open_benchmark("msls-val-740", tmp_path)
+        open_protocol("msls-val-740", tmp_path)
     table.unlink()
     with pytest.raises(ValueError, match=r"raw.csv is missing, but it says which photos belong to msls_val"):
-        open_benchmark("msls-val-740", tmp_path)
+        open_protocol("msls-val-740", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk" * 100, b"PK junk"])
@@ -357,22 +358,22 @@ def test_damaged_files_of_positions_are_named(tmp_path, content):
     trees.dbstruct("pitts30k_test.mat", "queries_real")(tmp_path / "mat")
     (tmp_path / "mat/datasets/pitts30k_test.mat").write_bytes(content)
     with pytest.raises(ValueError, match=r"pitts30k_test.mat can't be read .* but should hold dbStruct"):
-        open_benchmark("pitts30k-test", tmp_path / "mat")
+        open_protocol("pitts30k-test", tmp_path / "mat")
     trees.image_lists("pitts30k", "pitts30k_test.npz")(tmp_path / "lists")
     (tmp_path / "lists/pitts30k_test.npz").write_bytes(content)
     with pytest.raises(ValueError, match=r"pitts30k_test.npz can't be read .* but should hold utmDb and utmQ"):
-        open_benchmark("pitts30k-test", tmp_path / "lists")
+        open_protocol("pitts30k-test", tmp_path / "lists")
 
 
 def test_empty_folders_and_doubled_numbers_are_named(tmp_path):
     for side in ("database", "queries"):
         (tmp_path / "images/test" / side).mkdir(parents=True)
     with pytest.raises(ValueError, match="test/database holds no database photos of eynsham"):
-        open_benchmark("eynsham", tmp_path)
+        open_protocol("eynsham", tmp_path)
     trees.pairs(tmp_path)
     trees.write_photo(tmp_path / "ref/0000001.png")
     with pytest.raises(ValueError, match="ref has the number 1 more than once"):
-        open_benchmark("sped", tmp_path)
+        open_protocol("sped", tmp_path)
     (tmp_path / "ref/0000001.png").rename(tmp_path / "ref/abc.png")
     with pytest.raises(ValueError, match=r"holds 'abc.png', but photos of this layout are named by a number"):
-        open_benchmark("sped", tmp_path)
+        open_protocol("sped", tmp_path)

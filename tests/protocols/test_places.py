@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from broken_photos import photo
 
-from d2vpr_hf import load_benchmark, make_town
+from d2vpr_hf import load_protocol, make_town
 from d2vpr_hf.photos.images import UnreadableImage, open_image
 from d2vpr_hf.protocols.places import TrainingPlaces, join_training_places, read_training_places
 
@@ -44,7 +44,7 @@ def test_gsv_cities_numbers_places_by_city(gsv):
 
 
 def test_the_benchmark_as_a_dataset_gives_the_same_places(gsv, tmp_path):
-    dataset = load_benchmark("gsv-cities", gsv, cache_dir=tmp_path / "cache")["train"]
+    dataset = load_protocol("gsv-cities", gsv, cache_dir=tmp_path / "cache")["train"]
     folder, table = read_training_places(gsv), read_training_places(dataset)
     assert dataset["place"][:] == folder.places.tolist() == table.places.tolist()
     assert [name.removeprefix(f"{gsv}/") for name in folder.names] == table.names

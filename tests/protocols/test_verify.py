@@ -4,8 +4,8 @@ import json
 import os
 from pathlib import Path
 
-import benchmark_trees as trees
 import numpy as np
+import protocol_trees as trees
 import pytest
 from pyproj import Proj
 

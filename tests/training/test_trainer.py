@@ -15,7 +15,7 @@ from made_training import STUDENT, TEACHER, arguments, losses
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
-from d2vpr_hf import embed_images, load_benchmark
+from d2vpr_hf import embed_images, load_protocol
 from d2vpr_hf.training.run import RunFolder
 from d2vpr_hf.training.trainer import TrainingStopped, train
 
@@ -289,7 +289,7 @@ def test_a_script_that_its_workers_would_run_again_is_told_so(training_town, tmp
 
 
 def test_a_dataset_trains_without_folders(training_town, tmp_path):
-    dataset = load_benchmark("gsv-cities", training_town, cache_dir=tmp_path / "cache")["train"]
+    dataset = load_protocol("gsv-cities", training_town, cache_dir=tmp_path / "cache")["train"]
     result = train(arguments("none", tmp_path / "run", data=[], epochs=1), places=dataset)
     (stage,) = json.loads((result.checkpoint / "training.json").read_text())["stages"]
     assert stage["data"]["places"] == 12

@@ -130,7 +130,7 @@ def _photo_paths(names: Sequence[str]) -> list[Path]:
 
     Raises: UsageError if one isn't there, or is named twice.
     """
-    from ..photos.images import list_images
+    from ..photos.folder import list_images
 
     paths: list[Path] = []
     for name in map(Path, names):

@@ -11,9 +11,9 @@ from ..files import path_to_text
 from ..photos.dataset import DatasetPhotos
 from ..photos.folder import PhotoFolder, read_photo_folder
 from ..photos.positions import Positions, positives_within
-from ..protocols.open import Benchmark, open_benchmark
+from ..protocols.open import ProtocolFolder, open_protocol
 from ..protocols.positives import read_positives
-from ..protocols.records import PROTOCOLS, BenchmarkRecord, OthersOfPlace, Own
+from ..protocols.records import PROTOCOLS, ProtocolRecord
 from ..retrieval.index import PlaceIndex
 from ..retrieval.index_folder import SETTINGS_FILE
 from .recall import Denominator, count_positives
@@ -138,18 +138,18 @@ def with_distractors(protocol: Protocol, folders: Sequence[str | Path]) -> Proto
     return replace(protocol, database=database, notes=(*protocol.notes, note))
 
 
-def benchmark_protocol(name: str | Benchmark, root: str | Path | None = None) -> Protocol:
+def benchmark_protocol(name: str | ProtocolFolder, root: str | Path | None = None) -> Protocol:
     """The protocol of a named benchmark; what isn't as the protocol says stands in its notes.
 
     Args:
         name: id of the protocol, such as "msls-val-740", or a benchmark that is open already.
         root: folder of the set; None with an open benchmark.
 
-    Raises: ValueError if it is a training set, if no query has a positive, or as `data.benchmarks.open_benchmark`.
+    Raises: ValueError if it is a training set, if no query has a positive, or as `open_protocol`.
     """
-    if isinstance(name, Benchmark) != (root is None):
+    if isinstance(name, ProtocolFolder) != (root is None):
         raise ValueError(f"name is {name!r:.60} and root {root}. Give the id of a protocol and its folder.")
-    benchmark = name if isinstance(name, Benchmark) else open_benchmark(name, root)
+    benchmark = name if isinstance(name, ProtocolFolder) else open_protocol(name, root)
     record, queries = benchmark.record, benchmark.queries
     if queries is None:
         raise ValueError(f"{record.id} is a training set: it has no queries to evaluate. Give the id of a test set.")
@@ -173,7 +173,7 @@ def dataset_protocol(benchmark: "DatasetDict", name: str | None = None) -> Proto
     """The protocol of a benchmark whose photos lie in a dataset: exported, or loaded from the Hub.
 
     Args:
-        benchmark: splits `database` and `queries` with the columns of `data.benchmark_tables.load_benchmark`.
+        benchmark: splits `database` and `queries` with the columns of `load_protocol`.
         name: id of the protocol; by default what the dataset notes.
 
     Raises: ValueError if a split or column is missing, or if no query has a positive.
@@ -181,7 +181,7 @@ def dataset_protocol(benchmark: "DatasetDict", name: str | None = None) -> Proto
     if missing := [split for split in ("database", "queries") if split not in benchmark]:
         raise ValueError(
             f"The dataset has the splits {', '.join(benchmark)}, but not {' and '.join(missing)}, which an evaluation "
-            "needs. Give what load_benchmark, or load_dataset of an export, returns."
+            "needs. Give what load_protocol, or load_dataset of an export, returns."
         )
     name = name or benchmark["queries"].info.config_name or "dataset"
     database, queries = (DatasetPhotos.of(benchmark[split], split) for split in ("database", "queries"))
@@ -198,10 +198,10 @@ def dataset_protocol(benchmark: "DatasetDict", name: str | None = None) -> Proto
 
 
 def _own_rows(
-    record: BenchmarkRecord, database: PhotoFolder | DatasetPhotos, queries: PhotoFolder | DatasetPhotos
+    record: ProtocolRecord, database: PhotoFolder | DatasetPhotos, queries: PhotoFolder | DatasetPhotos
 ) -> np.ndarray | None:
     """(queries,) the database row of the query itself; None where the protocol keeps the two apart."""
-    if not isinstance(record.rule, OthersOfPlace):
+    if not record.rule.holds_queries:
         return None
     row_of = {path: row for row, path in enumerate(database.paths)}
     return np.array([row_of[path] for path in queries.paths], np.int64)
@@ -215,10 +215,10 @@ def _check_answerable(positives: list[np.ndarray] | None, name: str, rule: str) 
         )
 
 
-def _count_notes(record: BenchmarkRecord, database: int, queries: int) -> list[str]:
+def _count_notes(record: ProtocolRecord, database: int, queries: int) -> list[str]:
     """Where the numbers of photos differ from the protocol's, or can't be known to agree with them."""
     notes: list[str] = []
-    if isinstance(record.rule, Own | OthersOfPlace):
+    if not record.rule.is_published:
         return notes
     for side, expected, found in (("database", record.database, database), ("query", record.queries, queries)):
         if expected is None:

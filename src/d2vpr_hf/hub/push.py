@@ -143,10 +143,10 @@ def push_export(
 ) -> Push:
     """Shares an exported benchmark as a dataset repository; private unless told otherwise.
 
-    Most benchmarks may not be passed on. A dataset that isn't exported yet goes by `push_benchmark`.
+    Most benchmarks may not be passed on. Export a dataset first: `export_protocol`.
 
     Args:
-        folder: as `export_benchmark` leaves it.
+        folder: as `export_protocol` leaves it.
         repo_id: "owner/name".
         private: whether a new repository is seen by its owner alone.
         message, token: as for `push_model`.
@@ -157,7 +157,7 @@ def push_export(
     if not is_export(folder):
         raise ValueError(
             f"{folder} has no README.md beside data/*.parquet, so it is no exported benchmark. Give a folder that "
-            "`export_benchmark` has filled."
+            "`export_protocol` has filled."
         )
     title = _title((folder / "README.md").read_text(encoding="utf-8"))
 
@@ -191,7 +191,7 @@ def check_may_share(model: PreTrainedModel, allow_converted: bool) -> None:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether it is a benchmark as `export_benchmark` leaves it."""
+    """Whether it is a benchmark as `export_protocol` leaves it."""
     return (folder / "README.md").is_file() and any(folder.glob("data/*.parquet"))
 
 

@@ -1,29 +1,27 @@
 """Opens equirectangular panoramas, and writes views of them under the benchmarks' names."""
 
 import io
-import os
-import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from tqdm import tqdm
 
 from ..files import path_to_text
-from ..photos.images import UnreadableImage, list_images, open_image, read_exif
+from ..photos.exif import read_time
+from ..photos.folder import list_images
+from ..photos.images import UnreadableImage, open_image, read_exif
+from ..photos.names import UtmName
 from ..photos.positions import Positions
 from .views import cut_views
 
 JPEG_QUALITY = 90
 # Some programs are a row off.
 _PIXELS_OFF = 2
-# UTM's bands of 8 degrees from 80 degrees south on; the last reaches to 84 degrees north.
-_BANDS = "CDEFGHJKLMNPQRSTUVWXX"
-_MOMENT = re.compile(r"(\d{4}):(\d\d):(\d\d) (\d\d):(\d\d):(\d\d)")
 
 
 @dataclass(frozen=True)
@@ -163,37 +161,17 @@ def _refuse_same_stems(panoramas: Sequence[Path], root: Path) -> None:
 
 def _pano_id(path: Path) -> str:
     # "@" separates the fields of a name. A name that has them already gives the panorama's own.
-    parts = path.name.split("@")
-    own = parts[7] if len(parts) > 8 and not parts[0] else ""
-    return own or path_to_text(path.stem).replace("@", "_")
+    known = UtmName.read(path)
+    return (known and known.panorama) or path_to_text(path.stem).replace("@", "_")
 
 
 def _namer(path: Path, position: Positions, pitch_deg: float) -> Callable[[float], str]:
     """The name of a panorama's view by its heading in degrees."""
-    zone, latitude, longitude = int(position.zone[0]), position.latitude[0], position.longitude[0]
-    banded = zone > 0 and -80 <= latitude <= 84
-    before = [
-        _padded(position.easting[0], 7, 2),
-        _padded(position.northing[0], 7, 2),
-        f"{zone:02d}" if zone else "",
-        _BANDS[int((latitude + 80) // 8)] if banded else "",
-        _padded(latitude, 3, 5),
-        _padded(longitude, 4, 5),
-        _pano_id(path),
-        "",  # number of the tile
-    ]
-    after = [f"{round(pitch_deg):03d}", "", "", _moment(path), ""]  # pitch, roll, height, time, note
-    return lambda heading: f"@{'@'.join([*before, f'{round(heading) % 360:03d}', *after])}@.jpg"
-
-
-def _padded(number: float, before: int, after: int) -> str:
-    """Fixed width as in the benchmarks' names: (5.5, 3, 2) gives 005.50; nothing for nan."""
-    return "" if np.isnan(number) else f"{'-' if number < 0 else ''}{abs(number):0{before + 1 + after}.{after}f}"
-
-
-def _moment(path: str | os.PathLike) -> str:
-    """When the photo was taken, as YYYYMMDD_hhmmss; nothing where EXIF doesn't say."""
-    exif = read_exif(path)
-    text = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal) or exif.get(ExifTags.Base.DateTime)
-    found = _MOMENT.match(str(text))
-    return "{}{}{}_{}{}{}".format(*found.groups()) if found else ""
+    columns = (position.easting, position.northing, position.zone, position.latitude, position.longitude)
+    name = UtmName.of_place(
+        *(column[0].item() for column in columns),
+        panorama=_pano_id(path),
+        pitch=f"{round(pitch_deg):03d}",
+        time=read_time(read_exif(path)),
+    )
+    return lambda heading: str(replace(name, heading=f"{round(heading) % 360:03d}"))

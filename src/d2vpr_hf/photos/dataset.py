@@ -1,4 +1,4 @@
-"""The photos of a `datasets.Dataset` as a protocol takes them: of a benchmark exported, or loaded from the Hub."""
+"""The photos of a `datasets.Dataset` as a protocol takes them: of a protocol exported, or loaded from the Hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,14 +37,14 @@ class DatasetPhotos:
 
     @classmethod
     def of(cls, dataset: "Dataset", name: str) -> "DatasetPhotos":
-        """The photos of one split of a benchmark, as `data.benchmark_tables.load_benchmark` makes its columns.
+        """The photos of one split, with the columns of `load_protocol`.
 
         Raises: ValueError if a column is missing.
         """
         if missing := [column for column in _NEEDED if column not in dataset.features]:
             raise ValueError(
-                f"{name} has no column {', '.join(missing)}, but a benchmark has {', '.join(_NEEDED)} (and positives). "
-                "Give what load_benchmark, or load_dataset of an export, returns."
+                f"{name} has no column {', '.join(missing)}, but needs {', '.join(_NEEDED)} (and positives). "
+                "Give what load_protocol, or load_dataset of an export, returns."
             )
         table = dataset.select_columns([column for column in _NEEDED if column != "image"]).with_format(None)[:]
         latitude, longitude, easting, northing = (np.array(table[each], np.float64) for each in _NEEDED[2:6])

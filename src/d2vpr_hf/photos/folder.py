@@ -1,11 +1,20 @@
-"""A folder of photos together with where each of them was taken."""
+"""The photos of a folder, found by the one walk over files there is, together with where each of them was taken."""
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from ..files import path_to_text
-from .images import list_images
 from .positions import Positions
+
+# HEIC can't be read, but a phone's photos in it are better reported than passed over.
+IMAGE_SUFFIXES: tuple[str, ...] = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".bmp", ".gif",
+    ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".heic", ".heif",
+)  # fmt: skip
 
 
 @dataclass
@@ -27,6 +36,17 @@ class PhotoFolder:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __getitem__(self, rows: np.ndarray) -> "PhotoFolder":
+        """The photos of some rows, given as numbers."""
+        chosen = rows.tolist()
+        paths, names = ([each[row] for row in chosen] for each in (self.paths, self.names))
+        return PhotoFolder(self.root, paths, names, self.positions[rows])
+
+    @classmethod
+    def of(cls, root: Path, paths: Sequence[Path], positions: Positions | None = None) -> "PhotoFolder":
+        """Photos below a root with their positions; by default those of their names or EXIF."""
+        return cls(root, list(paths), names_below(root, paths), positions or Positions.from_photos(paths))
+
 
 def read_photo_folder(folder: str | Path, *, positions: str | Path | None = None) -> PhotoFolder:
     """The photos of a folder and of its subfolders, with their positions.
@@ -42,6 +62,55 @@ def read_photo_folder(folder: str | Path, *, positions: str | Path | None = None
     paths = list_images(root)
     if not paths:
         raise ValueError(f"{path_to_text(root)} holds no photo (such as .jpg or .png), nor do its subfolders.")
-    names = [path_to_text(path.relative_to(root).as_posix()) for path in paths]
-    known = Positions.from_photos(paths) if positions is None else Positions.from_table(positions, names)
-    return PhotoFolder(root, paths, names, known)
+    listed = positions and Positions.from_table(positions, names_below(root, paths))
+    return PhotoFolder.of(root, paths, listed)
+
+
+def names_below(root: Path, paths: Sequence[Path]) -> list[str]:
+    """Paths relative to a root, with forward slashes, as text."""
+    return [path_to_text(path.relative_to(root).as_posix()) for path in paths]
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Everything under a folder that is named like an image, sorted by path (see `list_files`).
+
+    Broken links, folders and pipes with such a name are listed too, so that whoever opens them can report them.
+
+    Raises: NotADirectoryError if there is no such folder; PermissionError if one of its folders can't be read.
+    """
+    if not Path(folder).is_dir():
+        raise NotADirectoryError(f"{path_to_text(folder)} is no folder. Give a folder that holds photos.")
+    return [Path(entry.path) for entry in list_files(folder) if is_image_name(entry.name)]
+
+
+def list_files(folder: str | Path) -> list[os.DirEntry]:
+    """Everything under a folder but the folders that were entered, sorted by path.
+
+    Links to folders are followed, each folder once; a folder named like an image isn't entered, and stands for itself.
+    Names that start with a dot are passed over.
+    """
+    found: list[os.DirEntry] = []
+    entered: set[tuple[int, int]] = set()
+    waiting = [str(folder)]
+    while waiting:
+        here = waiting.pop()
+        status = Path(here).stat()
+        if (status.st_dev, status.st_ino) in entered:
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        with os.scandir(here) as scanned:
+            # Sorted, so that of two links to one folder the same one is entered each time.
+            entries = sorted(scanned, key=lambda entry: os.fsencode(entry.name), reverse=True)
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if is_image_name(entry.name) or not entry.is_dir():
+                found.append(entry)
+            else:
+                waiting.append(entry.path)
+    return sorted(found, key=lambda entry: os.fsencode(entry.path))
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file of this name is taken for an image."""
+    return name.lower().endswith(IMAGE_SUFFIXES)

@@ -1,4 +1,4 @@
-"""Finds photos on disk and turns them into upright RGB pixels, or says why one can't be used."""
+"""Opens photos: turns files into upright RGB pixels, or says why one can't be used."""
 
 import io
 import logging
@@ -14,6 +14,7 @@ import simplejpeg
 from PIL import (  # isort: split
     AvifImagePlugin,  # noqa: F401
     BmpImagePlugin,  # noqa: F401
+    ExifTags,
     GifImagePlugin,  # noqa: F401
     Image,
     Jpeg2KImagePlugin,  # noqa: F401
@@ -27,14 +28,9 @@ from PIL import (  # isort: split
 # Each plugin registers its format on import; no other format is ever tried (some, such as EPS, run programs).
 from ..files import path_to_text
 from ..models.d2vpr.image_processing_d2vpr import to_rgb
+from .exif import orientation
 
 logger = logging.getLogger(__name__)
-
-# HEIC can't be read, but a phone's photos in it are better reported than passed over.
-IMAGE_SUFFIXES: tuple[str, ...] = (
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".avif", ".bmp", ".gif",
-    ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".heic", ".heif",
-)  # fmt: skip
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 _MAX_FILE_BYTES = 2**30
@@ -43,7 +39,6 @@ _PIXELS_PER_BYTE = 32
 # Some cameras leave a few bytes before the end marker; what lost its way in damaged data leaves many more.
 _HARMLESS_BYTES = 8
 _BLANK_BYTES = 64
-_ORIENTATION = 0x0112
 _FILE_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -68,39 +63,6 @@ class UnreadableImage(ValueError):  # noqa: N818 - reads as what it is
 
     def __reduce__(self) -> tuple:
         return type(self), (self.path, self.reason)
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """Everything under a folder that is named like an image, sorted by path.
-
-    Broken links, folders and pipes with such a name are listed too, so that whoever opens them can report
-    them; a folder named like an image isn't entered. Names that start with a dot are passed over. Links to
-    folders are followed, each folder once.
-
-    Raises: NotADirectoryError if there is no such folder; PermissionError if one of its folders can't be read.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise NotADirectoryError(f"{path_to_text(folder)} is no folder. Give a folder that holds photos.")
-    found: list[str] = []
-    entered: set[tuple[int, int]] = set()
-    waiting = [str(folder)]
-    while waiting:
-        here = waiting.pop()
-        status = Path(here).stat()
-        if (status.st_dev, status.st_ino) in entered:
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        with os.scandir(here) as scanned:
-            entries = sorted(scanned, key=lambda entry: os.fsencode(entry.name), reverse=True)
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.name.lower().endswith(IMAGE_SUFFIXES):
-                found.append(entry.path)
-            elif entry.is_dir():
-                waiting.append(entry.path)
-    return [Path(path) for path in sorted(found, key=os.fsencode)]
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -233,17 +195,8 @@ def _decode_jpeg(data: bytes, header: Image.Image, path: str | Path) -> Image.Im
     if _has_hole(data):
         raise UnreadableImage(path, "damaged: a run of zeros where the picture should be")
     image = Image.fromarray(pixels[..., 0] if colours == "GRAY" else pixels)
-    image.getexif()[_ORIENTATION] = _orientation(header)
+    image.getexif()[ExifTags.Base.Orientation] = orientation(header)
     return to_rgb(image)
-
-
-def _orientation(header: Image.Image) -> int:
-    """EXIF orientation 1 to 8; 1 (upright) where there is none or EXIF itself is damaged."""
-    try:
-        orientation = header.getexif().get(_ORIENTATION, 1)
-    except (ValueError, SyntaxError, TypeError, KeyError, OSError, struct.error):
-        return 1
-    return orientation if orientation in range(1, 9) else 1
 
 
 def _has_hole(data: bytes) -> bool:

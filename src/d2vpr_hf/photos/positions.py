@@ -13,12 +13,12 @@ from pyproj import Geod, Proj
 from scipy.spatial import cKDTree
 
 from ..files import path_to_text
+from .exif import read_degrees
 from .images import read_exif
+from .names import UtmName
 
 logger = logging.getLogger(__name__)
 
-_GPS = 0x8825
-_LATITUDE_REF, _LATITUDE, _LONGITUDE_REF, _LONGITUDE = 1, 2, 3, 4
 # A zone is 6 degrees wide. Twice that on either side is far beyond any radius, and projections still hold there.
 _WINDOW_DEGREES = 12
 
@@ -31,7 +31,7 @@ class Positions:
         latitude, longitude: (rows,) float64 degrees, WGS84, north and east positive; nan where unknown.
         easting, northing: (rows,) float64 metres in the row's UTM zone; nan where unknown.
         zone: (rows,) int16, 1 to 60, or 0 where unknown. Zone 0 with an easting is a mock position, as
-            benchmarks made from videos have: metres along the track, without degrees.
+            sets made from videos have: metres along the track, without degrees.
         south: (rows,) bool, True on the southern hemisphere, whose northings start at 10,000,000 on the equator.
     """
 
@@ -94,15 +94,13 @@ class Positions:
 
     @classmethod
     def from_names(cls, paths: Sequence[str | Path]) -> "Positions":
-        """Positions from the benchmarks' names, `@easting@northing@zone@letter@latitude@longitude@...@.jpg`.
+        """Positions from the field's file names, `@easting@northing@zone@letter@latitude@longitude@...@.jpg`.
 
         Only the base name is read. Metres stay as written. Degrees are computed from them where the zone is
         given, since names round degrees to about a metre; blank zones give mock positions. A name of another
         form, or with other than numbers where numbers belong, is unknown.
-
-        Source: naming scheme of the deep visual geo-localization benchmark (Berton et al., CVPR 2022).
         """
-        parsed = np.array([_parse_name(Path(path).name) for path in paths], np.float64).reshape(-1, 6)
+        parsed = np.array([_of_name(path) for path in paths], np.float64).reshape(-1, 6)
         easting, northing, zone, south, latitude, longitude = parsed.T
         zone, south = zone.astype(np.int16), south.astype(bool)
         exact_longitude, exact_latitude = _utm(easting, northing, zone, south, inverse=True)
@@ -114,7 +112,7 @@ class Positions:
 
     @classmethod
     def from_photos(cls, paths: Sequence[str | Path]) -> "Positions":
-        """Positions from each photo's name if it is of the benchmarks' form, else from its EXIF GPS.
+        """Positions from each photo's name if it is of the field's form, else from its EXIF GPS.
 
         EXIF without a hemisphere, with a division by zero, or at exactly 0 N 0 E (what cameras write before
         they know) is unknown.
@@ -122,7 +120,7 @@ class Positions:
         named = cls.from_names(paths)
         others = np.flatnonzero(~named.known)
         with ThreadPoolExecutor() as pool:
-            degrees = list(pool.map(lambda row: _exif_degrees(paths[row]), others))
+            degrees = list(pool.map(lambda row: read_degrees(read_exif(paths[row])), others))
         latitude, longitude = np.array(degrees, np.float64).reshape(-1, 2).T
         return named._with_rows(others, cls.from_degrees(latitude, longitude))
 
@@ -171,7 +169,7 @@ class Positions:
 def positives_within(database: Positions, queries: Positions, radius_m: float = 25.0) -> list[np.ndarray]:
     """For each query, the database rows within `radius_m` metres, the radius itself included.
 
-    Distances are plain distances in UTM, as the benchmarks measure them. A database photo of another zone or
+    Distances are plain distances in UTM, as the field measures them. A database photo of another zone or
     hemisphere than the query's is projected into the query's zone first, so that borders don't matter. Mock
     positions are compared with mock positions only. Whoever has no position is near nobody.
 
@@ -221,7 +219,7 @@ def points_in_zone(positions: Positions, zone: int, south: bool) -> tuple[np.nda
     rows = np.flatnonzero(same | (positions.known & (positions.zone > 0) & (off <= _WINDOW_DEGREES)))
     others = np.where(same[rows], 0, zone)
     easting, northing = _utm(positions.longitude[rows], positions.latitude[rows], others, np.full(len(rows), south))
-    # Rows of the zone itself keep the metres they came with: names round them, and benchmarks compare those.
+    # Rows of the zone itself keep the metres they came with: names round them, and published results compare those.
     easting = np.where(same[rows], positions.easting[rows], easting)
     northing = np.where(same[rows], positions.northing[rows], northing)
     return rows, np.column_stack([easting, northing])
@@ -264,47 +262,22 @@ def _utm(
 _UNKNOWN = (np.nan, np.nan, 0, False, np.nan, np.nan)
 
 
-def _parse_name(name: str) -> tuple[float, float, int, bool, float, float]:
+def _of_name(path: str | os.PathLike) -> tuple[float, float, int, bool, float, float]:
     """Easting, northing, zone, south, latitude and longitude as a base name has them; nan, 0 and False for blanks."""
-    parts = name.split("@")
-    if len(parts) < 8 or parts[0]:
+    name = UtmName.read(path)
+    if name is None:
         return _UNKNOWN
-    try:
-        easting, northing, zone, latitude, longitude = (
-            float(parts[place]) if parts[place].strip() else np.nan for place in (1, 2, 3, 5, 6)
-        )
-    except ValueError:
-        return _UNKNOWN
-    letter = parts[4].strip().upper()
-    south = letter < "N" if letter else latitude < 0
-    in_range = abs(latitude) <= 90 and abs(longitude) <= 180
-    if not in_range:
+    easting, northing, zone, latitude, longitude = (
+        name.number(field) for field in ("easting", "northing", "zone", "latitude", "longitude")
+    )
+    south = name.letter.upper() < "N" if name.letter else latitude < 0
+    if not (abs(latitude) <= 90 and abs(longitude) <= 180):
         latitude = longitude = np.nan
-    if not (np.isfinite(easting) and np.isfinite(northing)):
+    if np.isnan(easting) or np.isnan(northing):
         return np.nan, np.nan, 0, False, latitude, longitude
     if zone not in range(1, 61):
         return easting, northing, 0, False, latitude, longitude
     return easting, northing, int(zone), south, latitude, longitude
-
-
-def _exif_degrees(path: str | os.PathLike) -> tuple[float, float]:
-    """Latitude and longitude from a photo's EXIF; nan where they are missing or can't be."""
-    try:
-        gps = read_exif(path).get_ifd(_GPS)
-        latitude = _signed_degrees(gps[_LATITUDE], gps[_LATITUDE_REF], "NS")
-        longitude = _signed_degrees(gps[_LONGITUDE], gps[_LONGITUDE_REF], "EW")
-    except (KeyError, ValueError, TypeError, ZeroDivisionError, SyntaxError, OSError):
-        return np.nan, np.nan
-    if not (abs(latitude) <= 90 and abs(longitude) <= 180) or (latitude == 0 and longitude == 0):
-        return np.nan, np.nan
-    return latitude, longitude
-
-
-def _signed_degrees(parts: Sequence[float], reference: str | bytes, names: str) -> float:
-    """Degrees from degrees, minutes and seconds (the last may be missing) and a letter of `names`, + then -."""
-    letter = (reference.decode("ascii", "replace") if isinstance(reference, bytes) else reference).strip("\0 ").upper()
-    sign = {names[0]: 1, names[1]: -1}[letter]
-    return sign * sum(float(part) / 60**place for place, part in enumerate(parts))
 
 
 def _read_table(table: Path) -> tuple[list[str], np.ndarray, np.ndarray]:

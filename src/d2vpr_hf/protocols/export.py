@@ -1,90 +1,51 @@
-"""Takes a benchmark elsewhere: Parquet files with the photos inside, and the Hub."""
+"""Takes a protocol's photos elsewhere: Parquet files with the photos inside, and a card that says what they are."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import path_to_text
-from .pages import record_text
-from .records import PROTOCOLS, BenchmarkRecord, SamePlace, find_record
+from ..files import replace_file, replacing_folder
+from .records import PROTOCOLS, Count, ProtocolRecord, find_record
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 _ROWS_AT_A_TIME = 100
 _SHARE = (
-    "The photos belong to those who took them, and most benchmarks don't allow passing them on. Share this copy only "
+    "The photos belong to those who took them, and most sets don't allow passing them on. Share this copy only "
     "where the terms of the set allow it, and name its authors."
 )
 
 
-def export_benchmark(
-    benchmark: "DatasetDict", folder: str | Path, *, protocol: str | None = None, shard_bytes: int = 500_000_000
+def export_protocol(
+    splits: "DatasetDict", folder: str | Path, *, protocol: str | None = None, shard_bytes: int = 500_000_000
 ) -> Path:
     """The folder, filled with Parquet files that hold the photos as they lie on disk, and a card.
 
     `datasets.load_dataset(folder)` gives the same rows, positives among them, on any machine.
 
     Args:
-        benchmark: from `load_benchmark`.
+        splits: from `load_protocol`.
         folder: new or empty.
-        protocol: id of the protocol; by default what `load_benchmark` noted.
+        protocol: id of the protocol; by default what `load_protocol` noted.
         shard_bytes: size beyond which the next file is begun.
 
     Raises: ValueError if the protocol isn't known or its splits are others, FileExistsError if the folder holds
         anything, FileNotFoundError if a photo isn't there any more.
     """
-    record = _record_of(benchmark, protocol)
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(
-            f"{path_to_text(folder)} holds {path_to_text(next(folder.iterdir()).name)!r}, but an export needs a new or "
-            "empty folder. Give another one, or empty this one."
-        )
-    (folder / "data").mkdir(parents=True, exist_ok=True)
-    for side, split in benchmark.items():
-        _write_split(split, folder / "data", side, shard_bytes)
-    # Last, so that a folder with a card is whole.
-    (folder / "README.md").write_text(_front_matter(record, benchmark) + card_text(record), encoding="utf-8")
-    return folder
+    record = _record_of(splits, protocol)
+    with replacing_folder(folder) as draft:
+        (draft / "data").mkdir()
+        for side, split in splits.items():
+            _write_split(split, draft / "data", side, shard_bytes)
+        replace_file(draft / "README.md", _front_matter(record, splits) + card_text(record))
+    return Path(folder)
 
 
-def push_benchmark(
-    benchmark: "DatasetDict",
-    repo_id: str,
-    *,
-    protocol: str | None = None,
-    private: bool = True,
-    token: str | None = None,
-) -> None:
-    """Uploads a benchmark, photos and positives, as a dataset repository with a card; private unless told otherwise.
-
-    Only for sets that may be shared: most benchmarks may not.
-
-    Args:
-        benchmark: from `load_benchmark`.
-        repo_id: "owner/name".
-        protocol: id of the protocol; by default what `load_benchmark` noted.
-        private: whether only the owner sees it.
-        token: for the Hub; by default the one that is logged in.
-
-    Raises: ValueError if the protocol isn't known or its splits are others.
-    """
-    from huggingface_hub import DatasetCard
-
-    record = _record_of(benchmark, protocol)
-    benchmark.push_to_hub(repo_id, private=private, token=token, embed_external_files=True)
-    # The upload wrote a card of its own, with the head that load_dataset needs and without a text.
-    card = DatasetCard.load(repo_id, token=token)
-    card.text = card_text(record)
-    card.data.pretty_name = record.title
-    card.push_to_hub(repo_id, token=token)
-
-
-def card_text(record: BenchmarkRecord) -> str:
+def card_text(record: ProtocolRecord) -> str:
     """The text of a dataset card: what the protocol is, how to load it, and whose the photos are."""
-    load = 'from datasets import load_dataset\n\nbenchmark = load_dataset("...")  # this folder or repository'
+    load = 'from datasets import load_dataset\n\nsplits = load_dataset("...")  # this folder or repository'
     columns = (
-        "`positives` of a query are row numbers of `database`" if not _is_training(record) else "rows share `place`"
+        "rows share `place`" if record.rule.is_training else "`positives` of a query are row numbers of `database`"
     )
     return (
         f"\n# {record.title}\n\n{record_text(record)}\n## Loading\n\n```python\n{load}\n```\n\n"
@@ -92,23 +53,47 @@ def card_text(record: BenchmarkRecord) -> str:
     )
 
 
-def _is_training(record: BenchmarkRecord) -> bool:
-    return isinstance(record.rule, SamePlace)
+def record_text(record: ProtocolRecord) -> str:
+    """A protocol in Markdown, without its title."""
+    treated = {
+        "all": "All queries count; one without positives is a miss.",
+        "with_positives": "Queries without positives are left out before anything is counted.",
+    }[record.denominator]
+    rows = {
+        "Protocol": f"`{record.id}`",
+        "Database": _count_text(record.database),
+        "Queries": _count_text(record.queries),
+        "Left out": _count_text(record.dropped),
+        "Positives": str(record.rule),
+        "Denominator": treated,
+        "Positives a query": record.positives and "{} to {} in the published lists".format(*record.positives),
+        "UTM zone": record.zone and str(record.zone),
+        "Photos": record.image_size,
+        "Where from": record.images,
+    }
+    table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items() if value)])
+    trees = "\n\nor\n\n".join(f"```\n{layout.tree()}\n```" for layout in record.layouts)
+    notes = "".join(f"- {note}\n" for note in record.notes)
+    return f"{table}\n\n## Layout\n\n{trees}\n" + (f"\n## Notes\n\n{notes}" if notes else "")
 
 
-def _record_of(benchmark: "DatasetDict", protocol: str | None) -> BenchmarkRecord:
-    noted = next(iter(benchmark.values())).info.config_name if len(benchmark) else None
+def _count_text(count: Count | None) -> str:
+    return "" if count is None else f"{count}{count.mark}: {count.source}"
+
+
+def _record_of(splits: "DatasetDict", protocol: str | None) -> ProtocolRecord:
+    noted = next(iter(splits.values())).info.config_name if len(splits) else None
     name = protocol or noted
     if protocol is None and name not in {record.id for record in PROTOCOLS}:
         raise ValueError(
             f"The dataset notes {noted!r} as its protocol, which is none. Give protocol=, such as 'pitts30k-test'."
         )
     record = find_record(name)
-    expected = {"train"} if _is_training(record) else {"database", "queries"}
-    if set(benchmark) != expected:
+    expected = {"train"} if record.rule.is_training else {"database", "queries"}
+    if set(splits) != expected:
         raise ValueError(
-            f"The dataset has the splits {sorted(benchmark)}, but {record.id} has {sorted(expected)}. Give what "
-            "load_benchmark returns."
+            f"The dataset has the splits {sorted(splits)}, but {record.id} has {sorted(expected)}. Give what "
+            "load_protocol returns."
         )
     return record
 
@@ -134,8 +119,8 @@ def _write_split(split: "Dataset", folder: Path, side: str, shard_bytes: int) ->
         writer.close()
 
 
-def _front_matter(record: BenchmarkRecord, benchmark: "DatasetDict") -> str:
-    files = "".join(f"  - split: {side}\n    path: data/{side}-*.parquet\n" for side in benchmark)
+def _front_matter(record: ProtocolRecord, splits: "DatasetDict") -> str:
+    files = "".join(f"  - split: {side}\n    path: data/{side}-*.parquet\n" for side in splits)
     head = [
         "---",
         f"pretty_name: {record.title!r}",

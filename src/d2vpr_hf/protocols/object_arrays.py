@@ -1,4 +1,4 @@
-"""Reads the benchmarks' `.npy` lists of names and positives without ever running what a file says.
+"""Reads the published `.npy` lists of names and positives without ever running what a file says.
 
 NumPy stores ragged lists as pickles, and opening a pickle can run any program. Here a pickle's steps are checked
 first, and arrays are put together from plain numbers by this file alone: NumPy's own unpickling isn't used, because a
@@ -31,7 +31,7 @@ _STEPS = frozenset(
 )
 _PUTS = frozenset(["PUT", "BINPUT", "LONG_BINPUT"])
 _INTEGERS = {f"{kind}{size}": np.dtype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)}
-# One list may be named many times over; this many rows are more than any benchmark has.
+# One list may be named many times over; this many rows are more than any set has.
 _MOST_ROWS = 100_000_000
 
 
@@ -88,7 +88,7 @@ def read_positive_rows(path: str | Path, *, queries: int, database: int) -> list
         rows = np.unique(_as_rows(entry if np.ndim(entry) or _is_list(entry) else [entry], f"{path}, query {query}"))
         total += len(rows)
         if total > _MOST_ROWS:
-            raise ValueError(f"{path} lists more than {_MOST_ROWS:,} positives, more than any benchmark has. Check it.")
+            raise ValueError(f"{path} lists more than {_MOST_ROWS:,} positives, more than any set has. Check it.")
         if len(rows) and not 0 <= rows[0] <= rows[-1] < database:
             wrong = rows[0] if rows[0] < 0 else rows[-1]
             raise ValueError(
@@ -158,7 +158,7 @@ def _read_array(path: Path) -> np.ndarray | list[Any]:
 
 def _unpickled(data: bytes, path: Path) -> Any:
     refusal = f"{path} is a pickle that does more than list photos"
-    remedy = "Nothing of it was run. Don't use this file; get it again from the benchmark's authors."
+    remedy = "Nothing of it was run. Don't use this file; get it again from the set's authors."
     try:
         steps = [(step.name, argument) for step, argument, _ in pickletools.genops(data)]
     except Exception as error:  # pickletools raises whatever it stumbles over: the file is at fault

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ..files import path_to_text, text_to_path
 from ..panoramas.training_views import SPAN_COLUMNS, panorama_conflicts
-from ..photos.images import UnreadableImage, decode_image, list_images, open_image
+from ..photos.folder import list_images
+from ..photos.images import UnreadableImage, decode_image, open_image
 from .layouts.base import check_inside
 from .layouts.gsv import GsvCities, city_tables, read_city
 

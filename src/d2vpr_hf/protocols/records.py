@@ -1,15 +1,16 @@
 """What each named protocol is: layout, expected counts, what counts as right, and where those figures come from."""
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+from ..messages import did_you_mean
 from .layouts.base import Layout, TwoFolders, UtmFolders
 from .layouts.frames import FrameFolders
 from .layouts.gsv import GsvCities
 from .layouts.listed import DbStruct, ImageLists
 from .layouts.msls import MslsTree
 from .layouts.places import PlaceFolders
+from .rules import Frames, Hidden, Listed, OthersOfPlace, Own, Rule, SamePlace, Within
 
 
 @dataclass(frozen=True)
@@ -31,83 +32,18 @@ class Count:
     def __str__(self) -> str:
         return f"{'more than ' if self.at_least else ''}{self.number:,}"
 
+    @property
+    def mark(self) -> str:
+        """What stands behind a number that nobody has verified."""
+        return "" if self.verified else " (cited)"
+
     def fits(self, found: int) -> bool:
         """Whether a found number is this one, or above a lower bound."""
         return found > self.number if self.at_least else found == self.number
 
 
 @dataclass(frozen=True)
-class Within:
-    """Database photos within a radius of the query, in plane UTM metres, the radius included."""
-
-    radius_m: float = 25.0
-
-    def __str__(self) -> str:
-        return f"database photos within {self.radius_m:g} m of the query in UTM, the {self.radius_m:g} m included"
-
-
-@dataclass(frozen=True)
-class Frames:
-    """Database frames at most `reach` numbers away from the query's; 0 makes pairs."""
-
-    reach: int
-
-    def __str__(self) -> str:
-        if self.reach == 0:
-            return "the one database photo with the query's number (1-to-1)"
-        return f"database frames at most {self.reach} from the query's frame (±{self.reach}), both ends included"
-
-
-@dataclass(frozen=True)
-class Listed:
-    """What the set's own file lists."""
-
-    def __str__(self) -> str:
-        return "the database photos that the set's own file lists for the query"
-
-
-@dataclass(frozen=True)
-class Hidden:
-    """Positives that only the set's authors know."""
-
-    def __str__(self) -> str:
-        return "not published: the ranking is written as a file and scored by the challenge's server"
-
-
-@dataclass(frozen=True)
-class SamePlace:
-    """Training photos with the same place number."""
-
-    def __str__(self) -> str:
-        return "photos of the same place number (a training set: there are no queries)"
-
-
-@dataclass(frozen=True)
-class Own:
-    """One's own two folders: a list beside them, else 25 m where coordinates are known, else no labels."""
-
-    radius_m: float = 25.0
-
-    def __str__(self) -> str:
-        return (
-            f"what positives.json lists; without it, database photos within {self.radius_m:g} m where both folders "
-            "have coordinates; else none (the photos are ranked without scoring)"
-        )
-
-
-@dataclass(frozen=True)
-class OthersOfPlace:
-    """The other photos of the query's place; the database holds the query too, which is no answer to itself."""
-
-    def __str__(self) -> str:
-        return "the other photos of the query's place (each photo is looked for among all others, itself left out)"
-
-
-Rule = Within | Frames | Listed | Hidden | SamePlace | Own | OthersOfPlace
-
-
-@dataclass(frozen=True)
-class BenchmarkRecord:
+class ProtocolRecord:
     """One protocol.
 
     Attributes:
@@ -140,7 +76,7 @@ class BenchmarkRecord:
     images: str = ""
 
 
-def find_record(name: str) -> BenchmarkRecord:
+def find_record(name: str) -> ProtocolRecord:
     """The record of a protocol.
 
     Raises: ValueError naming the nearest and all known ids.
@@ -148,10 +84,8 @@ def find_record(name: str) -> BenchmarkRecord:
     for record in PROTOCOLS:
         if record.id == name:
             return record
-    near = difflib.get_close_matches(name, [record.id for record in PROTOCOLS], n=1, cutoff=0.5)
-    suggestion = f"Did you mean {near[0]}? " if near else ""
-    known = ", ".join(record.id for record in PROTOCOLS)
-    raise ValueError(f"{name!r} is no protocol. {suggestion}Known are {known}.")
+    known = [record.id for record in PROTOCOLS]
+    raise ValueError(f"{name!r} is no protocol.{did_you_mean(name, known)} Known are {', '.join(known)}.")
 
 
 def _counted(number: int, source: str) -> Count:
@@ -184,10 +118,10 @@ _MSLS_NOTE = (
 )
 
 
-def _pitts(size: str, part: str, database: Count, queries: Count, **more: object) -> BenchmarkRecord:
+def _pitts(size: str, part: str, database: Count, queries: Count, **more: object) -> ProtocolRecord:
     file = f"pitts{size}_{part}"
     lists = (ImageLists("pitts30k", f"{file}.npz", zone=17),) if file == "pitts30k_test" else ()
-    return BenchmarkRecord(
+    return ProtocolRecord(
         f"pitts{size}-{part}",
         f"Pitts{size} {part}",
         (UtmFolders(part), DbStruct(f"{file}.mat", zone=17, query_folder="queries_real"), *lists),
@@ -202,9 +136,9 @@ def _pitts(size: str, part: str, database: Count, queries: Count, **more: object
     )
 
 
-def _svox(condition: str, number: int) -> BenchmarkRecord:
+def _svox(condition: str, number: int) -> ProtocolRecord:
     folders = (f"queries_{condition}",)
-    return BenchmarkRecord(
+    return ProtocolRecord(
         f"svox-{condition}",
         f"SVOX, queries: {condition}",
         (UtmFolders(queries=folders, database="gallery"), UtmFolders(queries=folders)),
@@ -220,8 +154,8 @@ _SVOX_CONDITIONS = {"night": 823, "overcast": 872, "rain": 937, "snow": 870, "su
 _SVOX_FOLDERS = tuple(f"queries_{condition}" for condition in _SVOX_CONDITIONS)
 
 
-def _sf_xl(name: str, number: int, note: str = "") -> BenchmarkRecord:
-    return BenchmarkRecord(
+def _sf_xl(name: str, number: int, note: str = "") -> ProtocolRecord:
+    return ProtocolRecord(
         f"sf-xl-test-{name}",
         f"SF-XL test, queries: {name}",
         (UtmFolders(queries=(f"queries_{name}",)),),
@@ -234,8 +168,8 @@ def _sf_xl(name: str, number: int, note: str = "") -> BenchmarkRecord:
     )
 
 
-def _vpr_bench(name: str, title: str, database: Count | None, queries: Count | None) -> BenchmarkRecord:
-    return BenchmarkRecord(
+def _vpr_bench(name: str, title: str, database: Count | None, queries: Count | None) -> ProtocolRecord:
+    return ProtocolRecord(
         name,
         title,
         (FrameFolders(),),
@@ -247,12 +181,12 @@ def _vpr_bench(name: str, title: str, database: Count | None, queries: Count | N
     )
 
 
-PROTOCOLS: tuple[BenchmarkRecord, ...] = (
+PROTOCOLS: tuple[ProtocolRecord, ...] = (
     _pitts("30k", "test", _counted(10_000, _NETVLAD), _counted(6_816, _NETVLAD), positives=(24, 360)),
     _pitts("30k", "val", _counted(10_000, _GSV), _counted(7_608, _GSV)),
     _pitts("30k", "train", _cited(10_000), _cited(7_416)),
     _pitts("250k", "test", _cited(83_952), _counted(8_280, _GSV)),
-    BenchmarkRecord(
+    ProtocolRecord(
         "msls-val-740",
         "Mapillary SLS val, official lists",
         (MslsTree("msls_val", ("cph", "sf")),),
@@ -270,7 +204,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         ),
         images="From Mapillary, after logging in.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "msls-val-folder-11k",
         "Mapillary SLS val, folder layout",
         (UtmFolders("val"), UtmFolders("test")),
@@ -284,7 +218,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         ),
         images="From Mapillary, after logging in; then the downloader's format_mapillary.py.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "msls-test",
         "Mapillary SLS test (challenge)",
         (
@@ -301,7 +235,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         ),
         images="From Mapillary, after logging in.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "tokyo247",
         "Tokyo 24/7",
         (
@@ -318,7 +252,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         notes=("Queries are portrait and landscape: squash them all, or embed them one at a time.",),
         images="On request from the authors; queries by the downloader's format_tokyo247.py.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "nordland-vg-10frames",
         "Nordland, summer database, winter queries, ±10 frames",
         (UtmFolders(), ImageLists("nordland", "nordland.npz", zone=0)),
@@ -334,7 +268,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         ),
         images="By the downloader's download_nordland.py.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "nordland-vprbench-1frame",
         "Nordland, VPR-Bench's layout, ±1 frame",
         (FrameFolders(query_step=10, truth=("ground_truth_new.npy", "Nordland_gt.npy")),),
@@ -346,11 +280,11 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
             _NORDLAND_NOTE,
             "What MixVPR, SALAD and BoQ ('Nordland*') report. The database is winter, the queries are summer (thread "
             "gmberton/VPR-datasets-downloader#17).",
-            "download_nordland_subset.py has the same counts with summer as the database: that is another benchmark.",
+            "download_nordland_subset.py has the same counts with summer as the database: that is another protocol.",
         ),
         images="With VPR-Bench.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "nordland-3450-2frames",
         "Nordland test part, downsampled, ±2 frames",
         (UtmFolders(), FrameFolders(truth=())),
@@ -359,7 +293,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         _cited(3_450),
         notes=(_NORDLAND_NOTE, "The test part of Facil et al., as SelaVPR reports it (thread Lu-Feng/SelaVPR#6)."),
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "sped",
         "SPED",
         (FrameFolders(truth=("ground_truth_new.npy", "SPED_gt.npy")), UtmFolders()),
@@ -370,7 +304,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         notes=("In UTM names, mock northings are 1,000 m times the number of the pair.",),
         images="SPEDTEST, with VPR-Bench, or by the downloader's download_sped.py.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "amstertime",
         "AmsterTime",
         (FrameFolders("new", "old", truth=(), numbered_from_zero=False), UtmFolders()),
@@ -381,7 +315,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         notes=("Photos of today are the database, archive photos the queries; a pair shares its number.",),
         images="By the downloader's download_amstertime.py.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "essex3in1",
         "ESSEX3IN1",
         (FrameFolders(truth=("ground_truth_new.npy", "ESSEX_gt.npy")),),
@@ -391,7 +325,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         positives=(1, 1),
         images="With VPR-Bench.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "st-lucia",
         "St Lucia",
         (UtmFolders(),),
@@ -401,7 +335,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         notes=("The first traverse is the database, the last the queries, frames at least 5 m apart.",),
         images="By the downloader's download_st_lucia.py.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "eynsham",
         "Eynsham",
         (UtmFolders(),),
@@ -412,7 +346,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         images="By the downloader's download_eynsham.py.",
     ),
     *(_svox(condition, number) for condition, number in _SVOX_CONDITIONS.items()),
-    BenchmarkRecord(
+    ProtocolRecord(
         "svox-all",
         "SVOX, queries: all five conditions",
         (UtmFolders(queries=_SVOX_FOLDERS, database="gallery"), UtmFolders(queries=_SVOX_FOLDERS)),
@@ -426,7 +360,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
     _sf_xl("v2", 598, "The queries are those of San Francisco Landmark with their poses in 6 degrees of freedom."),
     _sf_xl("night", 466),
     _sf_xl("occlusion", 76),
-    BenchmarkRecord(
+    ProtocolRecord(
         "san-francisco-landmark",
         "San Francisco Landmark",
         (UtmFolders(),),
@@ -436,7 +370,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         zone=10,
         images="By the downloader's download_san_francisco.py.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "baidu-mall",
         "Baidu Mall",
         (UtmFolders(),),
@@ -454,7 +388,7 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
     _vpr_bench("vprbench-synthia", "Synthia", None, _counted(813, _VPR_BENCH)),
     _vpr_bench("vprbench-living-room", "Living Room", None, _counted(32, _VPR_BENCH)),
     _vpr_bench("vprbench", "Any set in VPR-Bench's layout", None, None),
-    BenchmarkRecord(
+    ProtocolRecord(
         "gsv-cities",
         "GSV-Cities (training)",
         (GsvCities(),),
@@ -466,14 +400,14 @@ PROTOCOLS: tuple[BenchmarkRecord, ...] = (
         ),
         images="23.4 GB, by OpenVPRLab's script; a light version has 1.2 GB.",
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "folders",
         "Two folders of one's own",
         (TwoFolders(),),
         Own(),
         notes=("Positions come from names, EXIF or nowhere.",),
     ),
-    BenchmarkRecord(
+    ProtocolRecord(
         "places",
         "Photos with a place label of one's own",
         (PlaceFolders(),),

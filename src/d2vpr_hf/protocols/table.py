@@ -1,21 +1,21 @@
-"""A benchmark as a `datasets.DatasetDict`: lazily decoded photos, positions and positives, memory-mapped."""
+"""A protocol as a `datasets.DatasetDict`: lazily decoded photos, positions and positives, memory-mapped."""
 
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from filelock import FileLock
 
-from ..files import path_to_text
+from ..files import file_state, path_to_text, replacing_folder
+from ..photos.folder import list_files
 from ..version import __version__
 from .layouts.base import Layout, Split
-from .open import Benchmark, find_layout, open_benchmark, warn_of_counts
-from .records import BenchmarkRecord, find_record
+from .open import ProtocolFolder, find_layout, open_protocol, warn_of_counts
+from .records import ProtocolRecord, find_record
 
 if TYPE_CHECKING:
     from datasets import DatasetDict, Features, IterableDatasetDict
@@ -26,7 +26,7 @@ _ROWS_AT_A_TIME = 10_000
 _STREAM_SHARDS = 64
 
 
-def load_benchmark(
+def load_protocol(
     name: str, root: str | Path, *, streaming: bool = False, cache_dir: str | Path | None = None
 ) -> "DatasetDict | IterableDatasetDict":
     """The splits `database` and `queries` of a protocol (`train` of a training set).
@@ -44,59 +44,58 @@ def load_benchmark(
         streaming: give iterable datasets, which write no cache, for sets of millions of photos.
         cache_dir: where the cache lies; the cache of `datasets` by default.
 
-    Raises: as `open_benchmark`.
+    Raises: as `open_protocol`.
     """
     from datasets import Dataset, DatasetDict, DatasetInfo, IterableDataset, IterableDatasetDict, config
 
     record, root = find_record(name), Path(root)
     if streaming:
-        benchmark = open_benchmark(name, root)
-        features = benchmark_features(benchmark)
+        opened = open_protocol(name, root)
+        features = protocol_features(opened)
         return IterableDatasetDict(
             {
                 side: IterableDataset.from_generator(
-                    _stream,
-                    features=features,
-                    gen_kwargs={"benchmark": benchmark, "side": side, "rows": _shards(split)},
+                    _stream, features=features, gen_kwargs={"opened": opened, "side": side, "rows": _shards(split)}
                 )
-                for side, split in benchmark.splits.items()
+                for side, split in opened.splits.items()
             }
         )
     layout, found = find_layout(record, root)
     folder = Path(cache_dir or config.HF_DATASETS_CACHE) / "d2vpr_hf" / name / fingerprint(record, layout, found)
-    is_new = not folder.is_dir()
-    if is_new:
-        _write_cache(open_benchmark(name, root), folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):  # of several processes one writes, and the others wait for it
+        if is_new := not folder.is_dir():
+            _write_cache(open_protocol(name, root), folder)
     info = DatasetInfo(description=describe(record), dataset_name="d2vpr_benchmark", config_name=name)
     tables = {side: folder / f"{side}.arrow" for side in ("train", "database", "queries")}
-    benchmark = DatasetDict(
+    splits = DatasetDict(
         {side: Dataset.from_file(str(file), info=info.copy()) for side, file in tables.items() if file.is_file()}
     )
     if not is_new:
-        warn_of_counts(record, found, {side: len(split) for side, split in benchmark.items()})
-    return benchmark
+        warn_of_counts(record, found, {side: len(split) for side, split in splits.items()})
+    return splits
 
 
-def benchmark_features(benchmark: Benchmark) -> "Features":
-    """The columns that both splits of a benchmark share."""
+def protocol_features(opened: ProtocolFolder) -> "Features":
+    """The columns that both splits of a protocol share."""
     from datasets import Features, Image, List, Value
 
     columns = {"image": Image(), "path": Value("string")}
     columns |= dict.fromkeys(("latitude", "longitude", "easting", "northing"), Value("float64"))
     columns["zone"] = Value("int16")
-    details = {name: column for split in benchmark.splits.values() for name, column in split.details.items()}
+    details = {name: column for split in opened.splits.values() for name, column in split.details.items()}
     columns |= {name: Value(_kind(column)) for name, column in sorted(details.items())}
-    if benchmark.queries is not None:
+    if opened.queries is not None:
         columns["positives"] = List(Value("int64"))
     return Features(columns)
 
 
-def describe(record: BenchmarkRecord) -> str:
+def describe(record: ProtocolRecord) -> str:
     """Protocol and rule in one line, kept in the dataset's info."""
     return f"{record.id}: {record.title}. Positives: {record.rule}."
 
 
-def fingerprint(record: BenchmarkRecord, layout: Layout, folder: Path) -> str:
+def fingerprint(record: ProtocolRecord, layout: Layout, folder: Path) -> str:
     """32 hex digits over the protocol and the names, sizes and dates of all files that it reads.
 
     Nothing is parsed for it: a set of millions of photos whose table is in the cache is there again in seconds.
@@ -111,33 +110,15 @@ def fingerprint(record: BenchmarkRecord, layout: Layout, folder: Path) -> str:
 
 def _files_under(source: Path) -> Iterator[bytes]:
     """Name, size and date of a file, or of all files in a folder, sorted by name; nothing where neither is there."""
-    if not source.is_dir():
-        if source.is_file():
-            status = source.stat()
-            yield b"%s\0%d\0%d\0" % (os.fsencode(source), status.st_size, status.st_mtime_ns)
-        return
-    entered: set[tuple[int, int]] = set()
-    waiting = [os.fsencode(source)]
-    while waiting:
-        here = waiting.pop()
-        status = os.stat(here)  # noqa: PTH116 - names that are no UTF-8 stay bytes
-        if (status.st_dev, status.st_ino) in entered:
-            continue
-        entered.add((status.st_dev, status.st_ino))
-        with os.scandir(here) as scanned:
-            entries = sorted(scanned, key=lambda entry: entry.name)
-        for entry in entries:
-            if entry.is_dir():
-                waiting.append(entry.path)
-            else:
-                # A link to nothing has no size of its own, but its name counts.
-                status = entry.stat(follow_symlinks=entry.is_file())
-                yield b"%s\0%d\0%d\0" % (entry.path, status.st_size, status.st_mtime_ns)
+    paths = [entry.path for entry in list_files(source)] if source.is_dir() else [source]
+    for path in paths:
+        # Of a link to nothing, or a file that isn't there, the name alone counts.
+        yield b"%s\0%d\0%d\0" % (os.fsencode(path), *file_state(path))
 
 
-def rows_of(benchmark: Benchmark, side: str, rows: range) -> dict[str, list[Any]]:
+def rows_of(opened: ProtocolFolder, side: str, rows: range) -> dict[str, list[Any]]:
     """Some rows of a split as columns; what isn't known is None."""
-    split = benchmark.splits[side]
+    split = opened.splits[side]
     photos, chosen = split.photos, slice(rows.start, rows.stop)
     columns: dict[str, list[Any]] = {
         "image": [_image(path) for path in photos.paths[chosen]],
@@ -147,12 +128,12 @@ def rows_of(benchmark: Benchmark, side: str, rows: range) -> dict[str, list[Any]
     for name in ("latitude", "longitude", "easting", "northing"):
         values = getattr(photos.positions, name)[chosen]
         columns[name] = [None if np.isnan(value) else value for value in values.tolist()]
-    for name in benchmark_features(benchmark):
+    for name in protocol_features(opened):
         if name not in columns and name != "positives":
             columns[name] = split.details[name][chosen] if name in split.details else [None] * len(rows)
-    if benchmark.queries is not None:
-        known = side == "queries" and benchmark.positives is not None
-        columns["positives"] = [each.tolist() for each in benchmark.positives[chosen]] if known else [None] * len(rows)
+    if opened.queries is not None:
+        known = side == "queries" and opened.positives is not None
+        columns["positives"] = [each.tolist() for each in opened.positives[chosen]] if known else [None] * len(rows)
     return columns
 
 
@@ -168,28 +149,17 @@ def _kind(column: list[Any]) -> str:
     return {float: "float32", int: "int64", str: "string"}[type(sample)]
 
 
-def _write_cache(benchmark: Benchmark, folder: Path) -> None:
+def _write_cache(opened: ProtocolFolder, folder: Path) -> None:
     """The splits as Arrow files, whole or not at all."""
     from datasets.arrow_writer import ArrowWriter
 
-    features = benchmark_features(benchmark)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        for side, split in benchmark.splits.items():
-            with ArrowWriter(features=features, path=str(part / f"{side}.arrow")) as writer:
+    features = protocol_features(opened)
+    with replacing_folder(folder) as draft:
+        for side, split in opened.splits.items():
+            with ArrowWriter(features=features, path=str(draft / f"{side}.arrow")) as writer:
                 for rows in _batches(len(split), _ROWS_AT_A_TIME):
-                    writer.write_batch(rows_of(benchmark, side, rows))
+                    writer.write_batch(rows_of(opened, side, rows))
                 writer.finalize()
-        part.chmod(0o755)
-        try:
-            part.replace(folder)
-        except OSError:
-            # Another process was faster; what it wrote is the same.
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _batches(count: int, size: int) -> list[range]:
@@ -201,8 +171,8 @@ def _shards(split: Split) -> list[range]:
     return _batches(len(split), max(1, -(-len(split) // _STREAM_SHARDS)))
 
 
-def _stream(benchmark: Benchmark, side: str, rows: list[range]) -> Iterator[dict[str, Any]]:
+def _stream(opened: ProtocolFolder, side: str, rows: list[range]) -> Iterator[dict[str, Any]]:
     for shard in rows:
-        columns = rows_of(benchmark, side, shard)
+        columns = rows_of(opened, side, shard)
         for row in range(len(shard)):
             yield {name: column[row] for name, column in columns.items()}

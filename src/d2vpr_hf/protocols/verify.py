@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from ..files import path_to_text
-from .layouts.base import Layout, Reading, TwoFolders
-from .layouts.places import PlaceFolders
-from .open import Benchmark, assemble, find_layout
-from .records import PROTOCOLS, BenchmarkRecord, find_record
+from .layouts.base import Layout, Reading
+from .open import ProtocolFolder, assemble, find_layout, names_in
+from .records import PROTOCOLS, ProtocolRecord, find_record
 from .verify_checks import (
     Finding,
     check_coordinates,
@@ -134,28 +133,28 @@ def verify_folder(
     if sample is not None and sample < 0:
         raise ValueError(f"sample is {sample}, but must be a number of photos from 0, or None to open all.")
     if not root.is_dir():
-        raise NotADirectoryError(f"{path_to_text(root)} is no folder. Give the folder of a benchmark.")
+        raise NotADirectoryError(f"{path_to_text(root)} is no folder. Give the folder of a protocol's photos.")
     result = Verification(root)
-    benchmark = _identified(root, result) if protocol is None else _opened(find_record(protocol), root, result)
-    if benchmark is not None:
-        _compare(benchmark, result, sample, seed)
+    opened = _identified(root, result) if protocol is None else _opened(find_record(protocol), root, result)
+    if opened is not None:
+        _compare(opened, result, sample, seed)
     return result
 
 
-def _compare(benchmark: Benchmark, result: Verification, sample: int | None, seed: int) -> None:
-    result.protocol, result.folder = benchmark.record.id, benchmark.root
-    result.counts = {side: len(split) for side, split in sides(benchmark).items()}
-    if benchmark.positives:
-        numbers = np.array([len(rows) for rows in benchmark.positives])
+def _compare(opened: ProtocolFolder, result: Verification, sample: int | None, seed: int) -> None:
+    result.protocol, result.folder = opened.record.id, opened.root
+    result.counts = {side: len(split) for side, split in sides(opened).items()}
+    if opened.positives:
+        numbers = np.array([len(rows) for rows in opened.positives])
         result.positives = (int(numbers.min()), float(numbers.mean()), int(numbers.max()))
     checks = (check_counts, check_names, check_coordinates, check_positives)
-    result.findings += chain.from_iterable(check(benchmark) for check in checks)
-    photos = open_photos(benchmark, sample, seed)
+    result.findings += chain.from_iterable(check(opened) for check in checks)
+    photos = open_photos(opened, sample, seed)
     result.opened, result.sizes = photos.counts, photos.sizes
     result.findings += photos.findings
 
 
-def _opened(record: BenchmarkRecord, root: Path, result: Verification) -> Benchmark | None:
+def _opened(record: ProtocolRecord, root: Path, result: Verification) -> ProtocolFolder | None:
     """The folder as a protocol; what keeps it from being read becomes a finding."""
     result.protocol = record.id
     try:
@@ -166,16 +165,14 @@ def _opened(record: BenchmarkRecord, root: Path, result: Verification) -> Benchm
         return None
 
 
-def _identified(root: Path, result: Verification) -> Benchmark | None:
+def _identified(root: Path, result: Verification) -> ProtocolFolder | None:
     """The folder as the protocol that fits best, if one is near; otherwise it says so and lists the nearest."""
     readings: dict[Layout, tuple[Path, Reading] | None] = {}
     complaints: list[str] = []
     candidates: list[_Candidate] = []
-    for record in PROTOCOLS:
+    # Folders of one's own may be anything; that they are meant has to be said.
+    for record in (each for each in PROTOCOLS if each.rule.is_published):
         for layout in record.layouts:
-            # Folders of one's own may be anything; that they are meant has to be said.
-            if isinstance(layout, TwoFolders | PlaceFolders):
-                continue
             if layout not in readings:
                 readings[layout] = _read(layout, root, complaints)
             if readings[layout] is not None:
@@ -187,7 +184,7 @@ def _identified(root: Path, result: Verification) -> Benchmark | None:
         if candidate.away > _NEAR or not candidate.counted:
             break
         try:
-            benchmark = assemble(candidate.record, candidate.folder, candidate.layout, candidate.reading)
+            opened = assemble(candidate.record, candidate.folder, candidate.layout, candidate.reading)
         except ValueError as error:
             # What its rule needs isn't there: it is another protocol with the same counts.
             complaints.append(f"{candidate.record.id}: {error}")
@@ -196,7 +193,7 @@ def _identified(root: Path, result: Verification) -> Benchmark | None:
         if others := [each.record.id for each in equal if each is not candidate]:
             text = f"by layout and counts the folder is {', '.join(others)} too; name one with --protocol ID."
             result.findings.append(Finding("layout", text, is_error=False))
-        return benchmark
+        return opened
     if not candidates:
         result.findings.append(Finding("layout", "\n".join(dict.fromkeys(complaints)) or _no_layout(root)))
         return None
@@ -216,7 +213,7 @@ def _identified(root: Path, result: Verification) -> Benchmark | None:
 class _Candidate:
     """A protocol with a layout that was found: how far its counts are away, and how many it has."""
 
-    record: BenchmarkRecord
+    record: ProtocolRecord
     layout: Layout
     folder: Path
     reading: Reading
@@ -225,7 +222,7 @@ class _Candidate:
     counted: int
 
 
-def _candidate(record: BenchmarkRecord, layout: Layout, folder: Path, reading: Reading) -> _Candidate:
+def _candidate(record: ProtocolRecord, layout: Layout, folder: Path, reading: Reading) -> _Candidate:
     counts = {"database": len(reading.database)}
     if reading.queries is not None:
         counts["queries"] = len(reading.queries)
@@ -254,16 +251,14 @@ def _read(layout: Layout, root: Path, complaints: list[str]) -> tuple[Path, Read
 
 
 def _no_layout(root: Path) -> str:
-    names = sorted(path_to_text(path.name) for path in root.iterdir())
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     return (
-        f"the folder holds {shown or 'nothing'}, which is no known layout. Give the folder that holds images/SPLIT/ or "
+        f"the folder holds {names_in(root)}, which is no known layout. Give the folder that holds images/SPLIT/ or "
         "SPLIT/ with database/ and queries/ of names such as @easting@northing@...@.jpg, or ref/ and query/, or "
         "train_val/CITY/, or Images/ and Dataframes/; --protocol ID shows the layout of one, and --protocol folders "
         "takes database/ and queries/ of your own."
     )
 
 
-def _words(record: BenchmarkRecord) -> str:
+def _words(record: ProtocolRecord) -> str:
     counts = [f"{count} {side}" for side in ("database", "queries") if (count := getattr(record, side)) is not None]
     return f"{record.id}: {', '.join(counts) or 'any counts'}"

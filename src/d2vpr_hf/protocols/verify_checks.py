@@ -1,6 +1,5 @@
 """What is looked at when a folder is compared with a protocol: counts, names, photos, coordinates, positives."""
 
-import math
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 
+from ..messages import first_few
 from ..photos.images import UnreadableImage, open_image
+from ..photos.names import UtmName
 from ..photos.positions import distances_m, positives_within
 from .layouts.base import Split, UtmFolders
-from .open import Benchmark, missing_photos, positives_by_frame
-from .records import BenchmarkRecord, Count, Frames, OthersOfPlace, Own, Within
+from .open import ProtocolFolder, missing_photos
+from .records import Count, ProtocolRecord
+from .rules import Within, positives_by_frame
 
 _SHOWN = 5
 # Names cut degrees after the fifth place, about a metre.
@@ -52,12 +54,12 @@ class Opened:
     findings: list[Finding]
 
 
-def sides(benchmark: Benchmark) -> dict[str, Split]:
+def sides(opened: ProtocolFolder) -> dict[str, Split]:
     """{"database": ..., "queries": ...}; the photos of a training set are its database."""
-    return {"database" if side == "train" else side: split for side, split in benchmark.splits.items()}
+    return {"database" if side == "train" else side: split for side, split in opened.splits.items()}
 
 
-def expected_counts(record: BenchmarkRecord, counts: dict[str, int]) -> Iterator[tuple[str, Count, int]]:
+def expected_counts(record: ProtocolRecord, counts: dict[str, int]) -> Iterator[tuple[str, Count, int]]:
     """Side, expected and found count, where one is expected."""
     for side, found in counts.items():
         expected = getattr(record, side)
@@ -65,10 +67,10 @@ def expected_counts(record: BenchmarkRecord, counts: dict[str, int]) -> Iterator
             yield side, expected, found
 
 
-def check_counts(benchmark: Benchmark) -> Iterator[Finding]:
+def check_counts(opened: ProtocolFolder) -> Iterator[Finding]:
     """Differences from a count that was verified are errors, from one that is only cited remarks."""
-    record = benchmark.record
-    counts = {side: len(split) for side, split in sides(benchmark).items()}
+    record = opened.record
+    counts = {side: len(split) for side, split in sides(opened).items()}
     for side, expected, found in expected_counts(record, counts):
         if expected.fits(found):
             continue
@@ -78,10 +80,10 @@ def check_counts(benchmark: Benchmark) -> Iterator[Finding]:
             yield Finding("counts", f"{text}. {remedy}.")
         else:
             yield Finding("counts", f"{text}; that figure isn't verified, so this is no error.", is_error=False)
-    if record.dropped is not None and not record.dropped.fits(found := len(benchmark.left_out)) and found:
+    if record.dropped is not None and not record.dropped.fits(found := len(opened.left_out)) and found:
         text = f"{found} queries have no positive and are left out, but {record.id} leaves out {record.dropped}."
         yield Finding("counts", text, is_error=False)
-    for side, split in sides(benchmark).items():
+    for side, split in sides(opened).items():
         if not len(split):
             yield Finding("counts", f"there are no {_photos(side)}. Give a folder that holds them.")
         if missing := missing_photos(split):
@@ -89,18 +91,18 @@ def check_counts(benchmark: Benchmark) -> Iterator[Finding]:
             yield Finding("photos", text)
 
 
-def check_names(benchmark: Benchmark) -> Iterator[Finding]:
+def check_names(opened: ProtocolFolder) -> Iterator[Finding]:
     """Names that other code reads otherwise."""
-    if any("@" in part for part in benchmark.root.absolute().parts):
+    if any("@" in part for part in opened.root.absolute().parts):
         text = (
             "a folder above the photos has an '@' in its name. Positions are read correctly here, but other code "
             "splits the whole path at '@' and reads wrong ones: rename the folder before using it."
         )
         yield Finding("names", text, is_error=False)
-    if isinstance(benchmark.record.rule, Own | OthersOfPlace):
+    if not opened.record.rule.is_published:
         return
-    usual = (".jpg",) if isinstance(benchmark.layout, UtmFolders) else (".jpg", ".png")
-    for side, split in sides(benchmark).items():
+    usual = (".jpg",) if isinstance(opened.layout, UtmFolders) else (".jpg", ".png")
+    for side, split in sides(opened).items():
         if odd := [name for name in split.photos.names if not name.endswith(usual)]:
             yield Finding(
                 "names",
@@ -109,21 +111,17 @@ def check_names(benchmark: Benchmark) -> Iterator[Finding]:
             )
 
 
-def check_coordinates(benchmark: Benchmark) -> Iterator[Finding]:
+def check_coordinates(opened: ProtocolFolder) -> Iterator[Finding]:
     """Positions that are missing, elsewhere, or written twice and differently."""
-    record, zones = benchmark.record, set()
-    for side, split in sides(benchmark).items():
+    record, zones = opened.record, set()
+    for side, split in sides(opened).items():
         positions, names = split.photos.positions, np.array(split.photos.names, object)
         unknown = names[~positions.known].tolist()
         # Where positives come from a list, nobody needs positions.
-        if unknown and isinstance(record.rule, Within) and benchmark.rule == str(record.rule):
-            text = (
-                f"{len(unknown):,} {_photos(side)} have no position: {_some(unknown)}. Restore their names or tables."
-            )
-            yield Finding("coordinates", text)
-        elif unknown and isinstance(record.rule, Own) and benchmark.rule == str(Within(record.rule.radius_m)):
-            text = f"{len(unknown):,} {_photos(side)} have no position and so no positives: {_some(unknown)}."
-            yield Finding("coordinates", text, is_error=False)
+        if unknown and record.rule.radius_m is not None and opened.rule == str(Within(record.rule.radius_m)):
+            text = f"{len(unknown):,} {_photos(side)} have no position: {_some(unknown)}. "
+            text += "Restore their names or tables." if record.rule.is_published else "They have no positives."
+            yield Finding("coordinates", text, is_error=record.rule.is_published)
         zones |= set(positions.zone[positions.known & (positions.zone > 0)].tolist())
         other = names[positions.known & (positions.zone != record.zone)].tolist()
         if record.zone is not None and other:
@@ -148,9 +146,9 @@ def check_coordinates(benchmark: Benchmark) -> Iterator[Finding]:
 def _degrees_that_disagree(split: Split, side: str) -> Iterator[Finding]:
     """UTM names hold a position twice; where the two differ, one of them is wrong."""
     positions = split.photos.positions
-    rows = [row for row, path in enumerate(split.photos.paths) if path.name.startswith("@")]
-    fields = [split.photos.paths[row].name.split("@") for row in rows]
-    degrees = np.array([[_degrees(each, 5), _degrees(each, 6)] for each in fields], np.float64).reshape(-1, 2)
+    named = {row: name for row, path in enumerate(split.photos.paths) if (name := UtmName.read(path))}
+    rows = list(named)
+    degrees = np.array([[name.number("latitude"), name.number("longitude")] for name in named.values()]).reshape(-1, 2)
     metres = distances_m(degrees[:, 0], degrees[:, 1], positions.latitude[rows], positions.longitude[rows])
     wrong = np.flatnonzero(metres > _NAME_DEGREES_M)
     if len(wrong):
@@ -162,27 +160,20 @@ def _degrees_that_disagree(split: Split, side: str) -> Iterator[Finding]:
         )
 
 
-def _degrees(fields: list[str], place: int) -> float:
-    try:
-        return float(fields[place])
-    except (ValueError, IndexError):
-        return math.nan
-
-
-def check_positives(benchmark: Benchmark) -> Iterator[Finding]:
+def check_positives(opened: ProtocolFolder) -> Iterator[Finding]:
     """Queries that nothing answers, and rules that say different things."""
-    record, positives = benchmark.record, benchmark.positives
+    record, positives = opened.record, opened.positives
     if positives is None:
-        if isinstance(record.rule, Own):
-            yield Finding("positives", f"{benchmark.rule}. The photos can be ranked, but not scored.", is_error=False)
+        if not record.rule.is_published:
+            yield Finding("positives", f"{opened.rule}. The photos can be ranked, but not scored.", is_error=False)
         return
     counts = np.array([len(rows) for rows in positives], np.int64)
     if not counts.any():
-        text = f"no query has a positive ({benchmark.rule}). Check that database and queries show the same area."
+        text = f"no query has a positive ({opened.rule}). Check that database and queries show the same area."
         yield Finding("positives", text)
         return
     if without := int((counts == 0).sum()):
-        first = benchmark.queries.photos.names[int(np.argmin(counts))]
+        first = opened.queries.photos.names[int(np.argmin(counts))]
         text = f"{without:,} queries have no positive, such as {first}; they count as misses."
         yield Finding("positives", text, is_error=False)
     found = (int(counts.min()), int(counts.max()))
@@ -190,23 +181,23 @@ def check_positives(benchmark: Benchmark) -> Iterator[Finding]:
         published = "{} to {}".format(*record.positives)
         text = f"{found[0]} to {found[1]} positives a query, but the published lists give {published}."
         yield Finding("positives", text, is_error=False)
-    yield from _rules_that_disagree(benchmark, positives)
+    yield from _rules_that_disagree(opened, positives)
 
 
-def _rules_that_disagree(benchmark: Benchmark, positives: list[np.ndarray]) -> Iterator[Finding]:
+def _rules_that_disagree(opened: ProtocolFolder, positives: list[np.ndarray]) -> Iterator[Finding]:
     """Frames may have a list of positives and mock positions too; all say the same in a set that is whole."""
-    record, database, queries = benchmark.record, benchmark.database, benchmark.queries
-    if not isinstance(record.rule, Frames) or database.frame is None or queries.frame is None:
+    record, database, queries = opened.record, opened.database, opened.queries
+    if record.rule.reach is None or database.frame is None or queries.frame is None:
         return
     by_frame = positives_by_frame(database.frame, queries.frame, record.rule.reach)
     if (query := _first_difference(positives, by_frame)) is not None:
         yield Finding(
             "positives",
-            f"{benchmark.rule}: {len(positives[query])} photos for {queries.photos.names[query]}, but by its number it "
+            f"{opened.rule}: {len(positives[query])} photos for {queries.photos.names[query]}, but by its number it "
             f"has {len(by_frame[query])}. The list is another protocol's: take the one of {record.id}.",
         )
     mock = [split.photos.positions for split in (database, queries)]
-    if isinstance(benchmark.layout, UtmFolders) and all(each.known.all() for each in mock):
+    if isinstance(opened.layout, UtmFolders) and all(each.known.all() for each in mock):
         within = positives_within(*mock, _MOCK_RADIUS_M)
         if (query := _first_difference(by_frame, within)) is not None:
             yield Finding(
@@ -222,13 +213,13 @@ def _first_difference(ours: list[np.ndarray], theirs: list[np.ndarray]) -> int |
     return next((query for query, (first, second) in pairs if not np.array_equal(first, second)), None)
 
 
-def open_photos(benchmark: Benchmark, sample: int | None, seed: int) -> Opened:
+def open_photos(opened: ProtocolFolder, sample: int | None, seed: int) -> Opened:
     """Decodes `sample` photos of each side, drawn by `seed`, or all."""
     random = np.random.default_rng(seed)
     counts: dict[str, int] = {}
     sizes: Counter[tuple[int, int]] = Counter()
     findings = []
-    for side, split in sides(benchmark).items():
+    for side, split in sides(opened).items():
         rows = np.flatnonzero([path.is_file() for path in split.photos.paths])
         if sample is not None and sample < len(rows):
             rows = np.sort(random.choice(rows, sample, replace=False))
@@ -255,5 +246,4 @@ def _photos(side: str) -> str:
 
 
 def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN:,} more"
+    return first_few(names, _SHOWN)

@@ -20,7 +20,8 @@ from tqdm import tqdm
 from ..cores import available_cores
 from ..files import path_to_text
 from ..models.d2vpr.image_processing_d2vpr import to_rgb
-from ..photos.images import UnreadableImage, decode_image, list_images, open_image
+from ..photos.folder import list_images
+from ..photos.images import UnreadableImage, decode_image, open_image
 from .descriptors import DescriptorFolder
 from .row_files import RowKeys
 

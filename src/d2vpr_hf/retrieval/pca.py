@@ -16,7 +16,7 @@ from scipy.linalg import blas, eigh
 from ..files import path_to_text, text_to_path
 from ..models.checkpoint import save_checkpoint
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
-from ..photos.images import list_images
+from ..photos.folder import list_images
 from .embedder import Descriptors, embed_images, weight_hash
 
 logger = logging.getLogger(__name__)

@@ -1,7 +1,6 @@
-"""How a benchmark lies on disk: what every layout gives, and the folders of photos whose names hold their positions."""
+"""How a protocol's photos lie on disk: what every layout gives, and folders of photos with positions in their names."""
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,9 +8,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...files import path_to_text
-from ...photos.folder import PhotoFolder
-from ...photos.images import IMAGE_SUFFIXES, list_images
+from ...photos.folder import PhotoFolder, is_image_name, list_images
+from ...photos.names import UtmName
 from ...photos.positions import Positions
 from ..positives import read_positives
 
@@ -20,10 +18,10 @@ _SPLITS = ("train", "val", "test")
 
 @dataclass
 class Split:
-    """One side of a benchmark: its photos and what the set says of each.
+    """One side of a protocol: its photos and what the set says of each.
 
     Attributes:
-        photos: files, names and positions, in the benchmark's order.
+        photos: files, names and positions, in the protocol's order.
         frame: (photos,) int64 numbers along a video or of a pair, by which frame rules find positives; None where
             photos have none.
         details: columns that only some sets have, one entry a photo, None where it is unknown: heading_deg (float,
@@ -39,17 +37,8 @@ class Split:
 
     def __getitem__(self, rows: np.ndarray) -> "Split":
         """The photos of some rows."""
-        photos, chosen = self.photos, rows.tolist()
-        return Split(
-            PhotoFolder(
-                photos.root,
-                [photos.paths[row] for row in chosen],
-                [photos.names[row] for row in chosen],
-                photos.positions[rows],
-            ),
-            None if self.frame is None else self.frame[rows],
-            {name: [column[row] for row in chosen] for name, column in self.details.items()},
-        )
+        details = {name: [column[row] for row in rows.tolist()] for name, column in self.details.items()}
+        return Split(self.photos[rows], None if self.frame is None else self.frame[rows], details)
 
 
 @dataclass
@@ -70,7 +59,7 @@ class Reading:
 
 
 class Layout(Protocol):
-    """A way in which a benchmark may lie on disk."""
+    """A way in which a protocol's photos may lie on disk."""
 
     def find(self, root: Path) -> Path | None:
         """The folder under `root`, or `root` itself, in which this layout begins; None where it isn't."""
@@ -110,7 +99,7 @@ class UtmFolders:
             return False
         # What isn't named this way is somebody's own two folders.
         with os.scandir(folder / self.queries[0]) as entries:
-            first = next((entry.name for entry in entries if entry.name.lower().endswith(IMAGE_SUFFIXES)), None)
+            first = next((entry.name for entry in entries if is_image_name(entry.name)), None)
         return first is None or first.startswith("@")
 
     def read(self, folder: Path) -> Reading:
@@ -136,13 +125,12 @@ class TwoFolders:
         return root if all((root / name).is_dir() for name in ("database", "queries")) else None
 
     def read(self, folder: Path) -> Reading:
-        database, queries = (_read_own_split(folder / name) for name in ("database", "queries"))
+        sides = [folder / name for name in ("database", "queries")]
+        database, queries = (Split(PhotoFolder.of(side, list_images(side))) for side in sides)
         table = folder / "positives.json"
         if not table.is_file():
             return Reading(database, queries)
-        listed = read_positives(
-            table, database_names=database.photos.names, query_names=queries.photos.names
-        )  # fmt: skip
+        listed = read_positives(table, database_names=database.photos.names, query_names=queries.photos.names)
         return Reading(database, queries, listed, table)
 
     def sources(self, folder: Path) -> list[Path]:
@@ -164,46 +152,20 @@ def check_inside(names: Sequence[str], source: str) -> None:
 
 def read_utm_split(root: Path, paths: Sequence[Path]) -> Split:
     """Photos of the UTM naming scheme, with what their names say."""
-    names = [path_to_text(path.relative_to(root).as_posix()) for path in paths]
-    fields = [path.name.split("@") for path in paths]
+    names = [UtmName.read(path) or UtmName() for path in paths]
+    headings = [name.number("heading") for name in names]
     details = {
-        "heading_deg": [_number(each, 9) for each in fields],
-        "time": [_iso_time(each[13]) if len(each) > 13 else None for each in fields],
+        "heading_deg": [None if np.isnan(heading) else heading for heading in headings],
+        "time": [name.iso_time for name in names],
     }
     positions = Positions.from_names(paths)
-    numbers = [each[7] if len(each) > 7 and each[7].isdecimal() and len(each[7]) < 10 else None for each in fields]
     # A panorama's name may be a number too; only mock positions, which have no zone, stand for frames.
+    numbers = [name.panorama if name.panorama.isdecimal() and len(name.panorama) < 10 else None for name in names]
     mock = len(paths) > 0 and bool((positions.known & (positions.zone == 0)).all())
     frame = np.array([int(number) for number in numbers], np.int64) if mock and None not in numbers else None
-    return Split(PhotoFolder(root, list(paths), names, positions), frame, known_details(details))
+    return Split(PhotoFolder.of(root, paths, positions), frame, known_details(details))
 
 
 def known_details(details: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Those columns of which at least one entry is known."""
     return {name: column for name, column in details.items() if any(entry is not None for entry in column)}
-
-
-def _number(fields: list[str], place: int) -> float | None:
-    try:
-        number = float(fields[place])
-    except (ValueError, IndexError):
-        return None
-    return number if np.isfinite(number) else None
-
-
-def _iso_time(text: str) -> str | None:
-    """`20130501_1230` as `2013-05-01T12:30`; None for what isn't `YYYYMMDD_hhmmss` or a beginning of it."""
-    found = re.fullmatch(r"(\d{4})(?:(\d\d)(?:(\d\d)(?:_(\d\d)(?:(\d\d)(\d\d)?)?)?)?)?", text)
-    if not found:
-        return None
-    year, month, day, hour, minute, second = found.groups()
-    date = "-".join(part for part in (year, month, day) if part)
-    # ISO 8601 has no time of hours alone.
-    clock = ":".join(part for part in (hour, minute or "00", second) if part) if hour else ""
-    return f"{date}T{clock}" if clock else date
-
-
-def _read_own_split(folder: Path) -> Split:
-    paths = list_images(folder)
-    names = [path_to_text(path.relative_to(folder).as_posix()) for path in paths]
-    return Split(PhotoFolder(folder, paths, names, Positions.from_photos(paths)))

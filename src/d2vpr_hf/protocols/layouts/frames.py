@@ -1,4 +1,4 @@
-"""Benchmarks of numbered frames: VPR-Bench's `ref/` and `query/`, and pairs of photos that share a number."""
+"""Sets of numbered frames: VPR-Bench's `ref/` and `query/`, and pairs of photos that share a number."""
 
 import re
 from dataclasses import dataclass
@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ...files import path_to_text
-from ...photos.folder import PhotoFolder
-from ...photos.images import list_images
+from ...photos.folder import PhotoFolder, list_images
 from ...photos.positions import Positions
 from ..object_arrays import read_positive_rows
 from .base import Reading, Split
@@ -68,9 +67,8 @@ class FrameFolders:
             )
         # Names of different lengths sort otherwise than their numbers.
         order = np.argsort(frame, kind="stable")
-        paths = [paths[row] for row in order]
-        names = [path_to_text(path.relative_to(folder).as_posix()) for path in paths]
-        return Split(PhotoFolder(folder, paths, names, Positions.unknown(len(paths))), frame[order] * step)
+        photos = PhotoFolder.of(folder, [paths[row] for row in order], Positions.unknown(len(paths)))
+        return Split(photos, frame[order] * step)
 
     def sources(self, folder: Path) -> list[Path]:
         return [folder / name for name in (self.database, self.queries, *self.truth)]

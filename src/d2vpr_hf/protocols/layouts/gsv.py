@@ -31,15 +31,10 @@ class GsvCities:
         import pandas as pd  # loaded where it is used: importing this package leaves pandas alone
 
         table = pd.concat([read_city(*city) for city in enumerate(city_tables(folder))], ignore_index=True)
-        names = table["name"].tolist()
         months = zip(table["year"].tolist(), table["month"].tolist(), strict=True)
+        paths, positions = [folder / name for name in table["name"]], Positions.from_degrees(table["lat"], table["lon"])
         split = Split(
-            PhotoFolder(
-                folder,
-                [folder / name for name in names],
-                [path_to_text(name) for name in names],
-                Positions.from_degrees(table["lat"], table["lon"]),
-            ),
+            PhotoFolder.of(folder, paths, positions),
             details={
                 # Headings above 360 degrees occur in the tables.
                 "heading_deg": (np.asarray(table["northdeg"], np.float64) % 360).tolist(),

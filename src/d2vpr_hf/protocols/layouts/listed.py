@@ -1,4 +1,4 @@
-"""Benchmarks whose photos and positions are listed in files: NetVLAD's `.mat` and Patch-NetVLAD's lists."""
+"""Sets whose photos and positions are listed in files: NetVLAD's `.mat` and Patch-NetVLAD's lists."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from pyproj import Proj
 
-from ...files import path_to_text
 from ...photos.folder import PhotoFolder
 from ...photos.positions import Positions
 from .base import Reading, Split, check_inside
@@ -135,8 +134,7 @@ def read_listed_split(root: Path, names: Sequence[str], metres: np.ndarray, zone
     longitude, latitude = np.full(rows, np.nan), np.full(rows, np.nan)
     if zone:
         longitude, latitude = Proj(proj="utm", zone=zone, ellps="WGS84")(easting, northing, inverse=True)
-    positions = Positions(
-        latitude, longitude, easting, northing, np.full(rows, zone, np.int16), np.zeros(rows, bool)
-    )  # fmt: skip
-    folder = PhotoFolder(root, [root / name for name in names], [path_to_text(name) for name in names], positions)
-    return Split(folder, None if zone else northing.astype(np.int64))
+    zones, south = np.full(rows, zone, np.int16), np.zeros(rows, bool)
+    positions = Positions(latitude, longitude, easting, northing, zones, south)
+    photos = PhotoFolder.of(root, [root / name for name in names], positions)
+    return Split(photos, None if zone else northing.astype(np.int64))

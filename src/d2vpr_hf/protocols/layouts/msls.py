@@ -1,6 +1,6 @@
 """Mapillary Street-Level Sequences as they are downloaded: a folder a city, with tables, or lists of other releases."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,8 @@ class MslsTree:
             if all(name in row_of for name in names):
                 return whole[np.array([row_of[name] for name in names], np.int64)]
         # The lists alone say nothing more of a photo.
-        paths = [folder / name for name in names]
-        return Split(PhotoFolder(folder, paths, names, Positions.unknown(len(names))))
+        photos = [folder / name for name in names]
+        return Split(PhotoFolder.of(folder, photos, Positions.unknown(len(names))))
 
     def _tables(self, whole: bool) -> list[str]:
         tables = ["seq_info"] if whole else ["seq_info", "subtask_index"]
@@ -129,27 +129,23 @@ class MslsTree:
             lengths = {name: len(table) for name, table in tables.items()}
             raise ValueError(f"The tables in {path_to_text(folder)} have {lengths} rows, but need one a photo each.")
         sequences = tables["seq_info"]
-        names = [f"images/{key}.jpg" for key in sequences["key"]]
+        photos = [folder / "images" / f"{key}.jpg" for key in sequences["key"]]
         details: dict[str, list[Any]] = {
             "sequence": sequences["sequence_key"].astype(str).tolist(),
             "frame_number": [int(number) for number in sequences["frame_number"]],
         }
-        positions = Positions.unknown(len(names))
+        positions = Positions.unknown(len(photos))
         if self.labelled:
             raw, metres = tables["raw"], tables["postprocessed"]
-            positions = Positions.from_degrees(raw["lat"], raw["lon"])
             # Positives are measured in the metres of the download.
-            positions = Positions(
-                positions.latitude,
-                positions.longitude,
-                metres["easting"].to_numpy(np.float64),
-                metres["northing"].to_numpy(np.float64),
-                positions.zone,
-                positions.south,
+            positions = replace(
+                Positions.from_degrees(raw["lat"], raw["lon"]),
+                easting=metres["easting"].to_numpy(np.float64),
+                northing=metres["northing"].to_numpy(np.float64),
             )
             details["heading_deg"] = [float(angle) if np.isfinite(angle) else None for angle in raw["ca"]]
             details["time"] = raw["captured_at"].astype(str).tolist()
-        split = Split(PhotoFolder(folder, [folder / name for name in names], names, positions), details=details)
+        split = Split(PhotoFolder.of(folder, photos, positions), details=details)
         if whole:
             return split
         keep = tables["subtask_index"]["all"].to_numpy(bool)
@@ -178,7 +174,6 @@ class MslsTree:
 def _joined(root: Path, parts: list[Split]) -> Split:
     """The photos of several folders, one after the other, named from their common root."""
     paths = [path for part in parts for path in part.photos.paths]
-    names = [path_to_text(path.relative_to(root).as_posix()) for path in paths]
     positions = Positions.concatenate([part.photos.positions for part in parts])
     details = {name: [entry for part in parts for entry in part.details[name]] for name in parts[0].details}
-    return Split(PhotoFolder(root, paths, names, positions), details=known_details(details))
+    return Split(PhotoFolder.of(root, paths, positions), details=known_details(details))

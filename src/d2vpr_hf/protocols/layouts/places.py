@@ -5,10 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ...files import path_to_text, text_to_path
-from ...photos.folder import PhotoFolder
-from ...photos.images import list_images
-from ...photos.positions import Positions
+from ...files import text_to_path
+from ...photos.folder import PhotoFolder, list_images
 from ..places import METADATA, read_training_places
 from .base import Reading, Split
 
@@ -33,9 +31,7 @@ class PlaceFolders:
             paths, places = [paths[row] for row in kept], [places[row] for row in kept]
         queries = np.arange(len(paths))
         paths, places = [*paths, *distractors], [*places, *[None] * len(distractors)]
-        names = [path_to_text(path.relative_to(folder).as_posix()) for path in paths]
-        photos = PhotoFolder(folder, paths, names, Positions.from_photos(paths))
-        database = Split(photos, details={"place": places})
+        database = Split(PhotoFolder.of(folder, paths), details={"place": places})
         return Reading(database, database[queries])
 
     def sources(self, folder: Path) -> list[Path]:

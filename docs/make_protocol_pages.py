@@ -1,22 +1,25 @@
-"""Writes the documentation of the protocols from their records: `python -m d2vpr_hf.protocols.pages FOLDER`."""
+"""Writes the pages of docs/protocols from the protocols' records.
 
-import argparse
+python docs/make_protocol_pages.py
+"""
+
 import sys
 from pathlib import Path
 
-from .records import PROTOCOLS, BenchmarkRecord, Count
+from d2vpr_hf.protocols.export import record_text
+from d2vpr_hf.protocols.records import PROTOCOLS, ProtocolRecord
 
-_NOTICE = "<!-- Made from the records: python -m d2vpr_hf.protocols.pages docs/protocols -->\n"
+_NOTICE = "<!-- Made from the records: python docs/make_protocol_pages.py -->\n"
 
 _INDEX = """
-A benchmark's number means something only with its protocol: which photos, which queries, what counts as right, and what
+A published number means something only with its protocol: which photos, which queries, what counts as right, and what
 happens to queries that nothing answers. Here each protocol has one name.
 
 ```python
-from d2vpr_hf import load_benchmark
+from d2vpr_hf import load_protocol
 
-benchmark = load_benchmark("pitts30k-test", "data/pitts30k")  # splits: database, queries
-benchmark["queries"][0]["positives"]  # rows of benchmark["database"]
+splits = load_protocol("pitts30k-test", "data/pitts30k")  # database, queries
+splits["queries"][0]["positives"]  # rows of splits["database"]
 ```
 
 `d2vpr verify data/pitts30k` says which protocol a folder is and what differs; it ends with 0 only where the folder is
@@ -29,7 +32,7 @@ difference from one is a remark of `verify`, not an error.
 _BROKEN = """
 ## What happens to a set that isn't whole
 
-| what is wrong | `load_benchmark` | `d2vpr verify` |
+| what is wrong | `load_protocol` | `d2vpr verify` |
 | --- | --- | --- |
 | a listed photo is missing | error that names it | error that names it |
 | a number of `ref/`, `query/` is missing | error that names it | error that names it |
@@ -47,37 +50,7 @@ _BROKEN = """
 """
 
 
-def record_text(record: BenchmarkRecord) -> str:
-    """A protocol in Markdown, without its title."""
-    treated = {
-        "all": "All queries count; one without positives is a miss.",
-        "with_positives": "Queries without positives are left out before anything is counted.",
-    }[record.denominator]
-    rows = [("Protocol", f"`{record.id}`")]
-    for name, count in (("Database", record.database), ("Queries", record.queries), ("Left out", record.dropped)):
-        if count is not None:
-            rows.append((name, count_text(count)))
-    rows += [("Positives", f"{record.rule}"), ("Denominator", treated)]
-    if record.positives is not None:
-        rows.append(("Positives a query", "{} to {} in the published lists".format(*record.positives)))
-    if record.zone is not None:
-        rows.append(("UTM zone", str(record.zone)))
-    if record.image_size:
-        rows.append(("Photos", record.image_size))
-    if record.images:
-        rows.append(("Where from", record.images))
-    table = "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows)])
-    trees = "\n\nor\n\n".join(f"```\n{layout.tree()}\n```" for layout in record.layouts)
-    notes = "".join(f"- {note}\n" for note in record.notes)
-    return f"{table}\n\n## Layout\n\n{trees}\n" + (f"\n## Notes\n\n{notes}" if notes else "")
-
-
-def count_text(count: Count) -> str:
-    """A count with its source, marked where it isn't verified."""
-    return f"{count}{'' if count.verified else ' (cited)'}: {count.source}"
-
-
-def protocol_page(record: BenchmarkRecord) -> str:
+def protocol_page(record: ProtocolRecord) -> str:
     """The page of one protocol."""
     return f"{_NOTICE}# {record.title}\n\n{record_text(record)}"
 
@@ -87,8 +60,7 @@ def index_page() -> str:
     lines = ["| protocol | set | database | queries | positives |", "| --- | --- | --- | --- | --- |"]
     for record in PROTOCOLS:
         counts = [
-            "not known" if count is None else f"{count}{'' if count.verified else ' (cited)'}"
-            for count in (record.database, record.queries)
+            "not known" if count is None else f"{count}{count.mark}" for count in (record.database, record.queries)
         ]
         lines.append(f"| [{record.id}]({record.id}.md) | {record.title} | {' | '.join(counts)} | {record.rule} |")
     return f"{_NOTICE}# Protocols\n{_INDEX}\n" + "\n".join(lines) + f"\n{_BROKEN}"
@@ -113,6 +85,4 @@ def write_pages(folder: str | Path) -> list[Path]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", help="where the pages go, such as docs/protocols")
-    print(f"{len(write_pages(parser.parse_args().folder))} pages", file=sys.stderr)
+    print(f"{len(write_pages(Path(__file__).parent / 'protocols'))} pages", file=sys.stderr)
