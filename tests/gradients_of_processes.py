@@ -49,7 +49,7 @@ def in_float64() -> Iterator[None]:
 
     def points(*words: object) -> RegionPoints:
         made = region_points(*words)
-        return RegionPoints(made.points.double(), made.centres.double(), made.extents.double(), made.members)
+        return RegionPoints(*(each.double() if each.is_floating_point() else each for each in made))
 
     with (
         mock.patch.object(torch.Tensor, "float", torch.Tensor.double),

@@ -13,6 +13,7 @@ def test_a_folder_holds_all_that_loading_needs(tmp_path, tiny_model, tiny_proces
     folder = save_checkpoint(tmp_path / "deep" / "d2vpr", tiny_model, tiny_processor)
     assert sorted(path.name for path in folder.iterdir()) == [
         "aggregator_d2vpr.py",
+        "backbone_d2vpr.py",
         "config.json",
         "configuration_d2vpr.py",
         "cross_image_d2vpr.py",

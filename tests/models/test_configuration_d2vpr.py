@@ -42,7 +42,7 @@ def test_saved_and_loaded(tmp_path, config_class):
         ({"offset_grid": "legacy"}, "expected one of"),
         ({"region_sampling": "sparse"}, "expected one of"),
         ({"cross_image_encoder": 1}, "expected bool"),
-        ({"backbone_config": ViTConfig()}, "the student is DINOv2"),
+        ({"backbone_config": ViTConfig()}, "the backbone is DINOv2"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, complaint):

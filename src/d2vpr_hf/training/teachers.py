@@ -19,7 +19,8 @@ from transformers.configuration_utils import PreTrainedConfig
 from ..evaluation.networks import TeacherNetwork, call_factory, checked_network, is_factory
 from ..models.cricavpr.modeling_cricavpr import CricaVprModel, region_members
 from ..models.d2vpr.aggregator_d2vpr import GeM
-from ..models.d2vpr.modeling_d2vpr import D2VprModel, patch_grid
+from ..models.d2vpr.backbone_d2vpr import patch_grid
+from ..models.d2vpr.modeling_d2vpr import D2VprModel
 from ..retrieval.embedder import DTYPES, weight_hash
 from .teacher_precision import PrecisionChoice, choose_precision
 

@@ -1,19 +1,17 @@
 """What a CricaVPR model, the published teacher, is made of."""
 
-from typing import Literal
-
 from huggingface_hub.dataclasses import strict
 from transformers import Dinov2Config
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers.configuration_utils import SubConfigSpec
 
-from ..d2vpr.configuration_d2vpr import ADAPTER_STEP, AGGREGATOR_STEP
+from ..d2vpr.configuration_d2vpr import AGGREGATOR_STEP, REGIONS, AdaptedDinov2Config
 
 # The teacher of the paper: DINOv2 ViT-B/14, its position table made for 518 px.
 DINOV2_BASE = {"hidden_size": 768, "num_attention_heads": 12, "image_size": 518}
 
 
 @strict
-class CricaVprConfig(PreTrainedConfig):
+class CricaVprConfig(AdaptedDinov2Config):
     """Shape of a CricaVPR model: DINOv2 with adapters, 14 fixed regions, a cross-image encoder.
 
     Args:
@@ -32,42 +30,21 @@ class CricaVprConfig(PreTrainedConfig):
     model_type = "cricavpr"
     sub_configs_defaults = {"backbone_config": SubConfigSpec(Dinov2Config, init_kwargs=DINOV2_BASE)}  # noqa: RUF012
 
-    backbone_config: dict | PreTrainedConfig | None = None
-    adapter_ratio: float | int = 0.5
-    region_sampling: Literal["original", "dense"] = "original"
     cross_image_encoder: bool = True
-    interpolate_offset: float | int = 0.1
-    dropout: float | int = 0.1
-    converted_from: dict | None = None
-
-    def __post_init__(self, **kwargs) -> None:
-        if isinstance(self.backbone_config, dict):
-            # transformers looks a field of this name up by its model_type, which a short dict may lack.
-            self.backbone_config = {"model_type": "dinov2", **self.backbone_config}
-        super().__post_init__(**kwargs)
-
-    @property
-    def adapter_dim(self) -> int:
-        """Inner channels of an adapter."""
-        return int(self.backbone_config.hidden_size * self.adapter_ratio)
 
     @property
     def descriptor_dim(self) -> int:
         """Numbers in a descriptor: 14 regional descriptors, one after the other."""
-        return 14 * self.backbone_config.hidden_size
+        return REGIONS * self.backbone_config.hidden_size
 
-    def validate_architecture(self) -> None:
+    def validate_backbone(self) -> None:
         width = self.backbone_config.hidden_size
         if width % AGGREGATOR_STEP:
             raise ValueError(
                 f"backbone_config.hidden_size is {width}, but must be a multiple of {AGGREGATOR_STEP}. "
                 "The published width is 768."
             )
-        if self.adapter_dim < ADAPTER_STEP or self.adapter_dim % ADAPTER_STEP:
-            raise ValueError(
-                f"adapter_ratio {self.adapter_ratio} of {width} channels gives an adapter of {self.adapter_dim}, but "
-                f"it must be a positive multiple of {ADAPTER_STEP}. Change adapter_ratio (0.5 as published)."
-            )
+        super().validate_backbone()
 
 
 __all__ = ["CricaVprConfig"]

@@ -1,39 +1,18 @@
 """The CricaVPR model, D2-VPR's published teacher: backbone, 14 fixed regions, cross-image encoder."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.utils import ModelOutput
-from transformers.utils.generic import can_return_tuple
 
 from ..d2vpr.aggregator_d2vpr import GeM
-from ..d2vpr.cross_image_d2vpr import attend_across_images, cross_image_encoder, refuse_groups_without_encoder
-from ..d2vpr.modeling_d2vpr import D2VprBackbone, D2VprPreTrainedModel, patch_grid
-from ..d2vpr.regions_d2vpr import MEDIUM_CUTS, SMALL_CUTS, region_cuts
+from ..d2vpr.backbone_d2vpr import D2VprBackbone
+from ..d2vpr.cross_image_d2vpr import cross_image_encoder
+from ..d2vpr.modeling_d2vpr import D2VprPreTrainedModel
+from ..d2vpr.regions_d2vpr import MEDIUM_CUTS, SMALL_CUTS, kept, region_cuts
 from .configuration_cricavpr import CricaVprConfig
-
-
-@dataclass
-class CricaVprModelOutput(ModelOutput):
-    """What a CricaVPR model finds in a batch of images.
-
-    Args:
-        last_hidden_state: (batch, 1 + patches, hidden_size) class token and patch tokens after the final norm.
-        pooler_output: (batch, descriptor_dim) float32 descriptors of unit length: global, 4 medium, 9 small regions.
-        region_features: (batch, 13, hidden_size) the regions as pooled, before the encoder.
-        regional_descriptors: (batch, 14, hidden_size) float32, the 14 vectors as they are joined to a descriptor,
-            before that is brought to unit length: global, 4 medium, 9 small regions.
-        hidden_states: on request, the embedding and each block's output, (batch, 1 + patches, hidden_size).
-    """
-
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    region_features: torch.FloatTensor | None = None
-    regional_descriptors: torch.FloatTensor | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
 
 
 class CricaVprBackbone(D2VprBackbone):
@@ -44,6 +23,7 @@ class CricaVprBackbone(D2VprBackbone):
         self.layernorm = nn.LayerNorm(config.backbone_config.hidden_size, eps=config.backbone_config.layer_norm_eps)
 
 
+@kept
 def region_members(grid: tuple[int, int], sampling: str, device: torch.device) -> torch.Tensor:
     """(13, patches) share of each patch in each region's mean: 4 medium and 9 small regions, each row by row.
 
@@ -92,46 +72,22 @@ class CricaVprModel(D2VprPreTrainedModel):
             self.encoder = cross_image_encoder(config.backbone_config.hidden_size, config.dropout)
         self.post_init()
 
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.FloatTensor,
-        output_hidden_states: bool | None = None,
-        images_per_group: int | None = None,
-    ) -> CricaVprModelOutput:
-        """Descriptors of a batch of images.
+    @property
+    def aggregated_layers(self) -> Sequence[int]:
+        """The last block alone."""
+        return (self.config.backbone_config.num_hidden_layers,)
 
-        Args:
-            pixel_values: (batch, 3, height, width) as the processor makes them, height and width multiples of 14
-                pixels.
-            output_hidden_states: whether to keep what every block gives.
-            images_per_group: with the cross-image encoder, images attend to each other within groups of so many that
-                follow each other in the batch; None, as published, makes the batch one group.
-
-        Raises: ValueError if height or width is no multiple of the patch size, or too small for the regions; if the
-            batch is no multiple of `images_per_group`, or that is given without an encoder.
-        """
-        grid = patch_grid(pixel_values, self.config.backbone_config.patch_size)
-        depth = self.config.backbone_config.num_hidden_layers
-        keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        blocks = self.backbone(pixel_values, grid, set(range(depth + 1)) if keep_all else {depth})
-        tokens = self.backbone.layernorm(blocks[depth])  # (batch, 1 + patches, dim)
+    def aggregate(
+        self, blocks: list[torch.Tensor], grid: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor, None, torch.Tensor]:
+        """Tokens (batch, 1 + patches, dim), regional descriptors (batch, 14, dim), no boxes, the regions' features."""
+        tokens = self.backbone.layernorm(blocks[0])
         # float32 under autocast too: the pool's third power is below what half precision holds.
         with torch.autocast(tokens.device.type, enabled=False):
             weights = region_members(grid, self.config.region_sampling, tokens.device)
             patches = F.normalize(tokens[:, 1:].float().transpose(1, 2), dim=1)  # (batch, dim, patches)
             features = self.pool(patches, weights)  # (batch, 13, dim)
-        vectors = torch.cat([tokens[:, :1], features.to(tokens.dtype)], dim=1)  # (batch, 14, dim)
-        if self.config.cross_image_encoder:
-            self.warn_of_company()
-            vectors = attend_across_images(self.encoder, vectors, images_per_group)
-        else:
-            refuse_groups_without_encoder(images_per_group)
-        # float32 under autocast too: rounding here would shift every similarity.
-        vectors = vectors.float()
-        descriptor = F.normalize(vectors.flatten(1), dim=-1)  # (batch, 14 * dim)
-        hidden_states = tuple(blocks[number] for number in sorted(blocks)) if keep_all else None
-        return CricaVprModelOutput(tokens, descriptor, features, vectors, hidden_states)
+        return tokens, torch.cat([tokens[:, :1], features.to(tokens.dtype)], dim=1), None, features
 
 
-__all__ = ["CricaVprModel", "CricaVprModelOutput"]
+__all__ = ["CricaVprModel"]

@@ -5,11 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .configuration_d2vpr import D2VprConfig
-from .regions_d2vpr import RegionPoints, region_points
-
-# The four small regions that lie around each medium one, both counted row by row.
-NEIGHBOURS = ((0, 1, 3, 4), (1, 2, 4, 5), (3, 4, 6, 7), (4, 5, 7, 8))
-GLOBAL_BOX = (0.5, 0.5, 1.0, 1.0)
+from .regions_d2vpr import RegionPoints, global_box, neighbours, region_points
 
 
 class GeM(nn.Module):
@@ -64,16 +60,15 @@ class D2VprRegionSampler(nn.Module):
 
         Returns: features (batch, 13, dim) float32, boxes (batch, 13, 4) float32 as in `D2VprModelOutput`.
         """
-        regions = region_points(tuple(patch_map.shape[-2:]), self.region_sampling, patch_map.device)
+        grid = tuple(patch_map.shape[-2:]) if self.region_sampling == "dense" else None
+        regions = region_points(grid, self.region_sampling, patch_map.device)
         offsets = self.read_offsets(patch_map, class_token, regions.points)
         # float32 under autocast too: a rounded position samples another place, a rounded power another mean.
         with torch.autocast(patch_map.device.type, enabled=False):
             points = self.deform(offsets.float(), regions)
             samples = sample_map(patch_map.float(), points * 2 - 1)  # (batch, dim, samples)
-            weights = regions.members.float()
-            weights = weights / weights.sum(dim=1, keepdim=True)
-            features = self.pool(F.normalize(samples, dim=1), weights)
-            return features, self.boxes(points, regions.members, weights)
+            features = self.pool(F.normalize(samples, dim=1), regions.weights)
+            return features, self.boxes(points, regions)
 
     def read_offsets(self, patch_map: torch.Tensor, class_token: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """(batch, samples, 4) of the offset map, made only where it is read."""
@@ -94,7 +89,8 @@ class D2VprRegionSampler(nn.Module):
         hidden = F.relu(F.conv2d(patch_map, weight[:, :dim]) + of_class[:, :, None, None])
         offset_map = self.offset_out(hidden)  # (batch, 4, rows, columns)
         with torch.autocast(patch_map.device.type, enabled=False):
-            where = where.expand(len(offset_map), -1, -1)
+            # By shape, not len(): the exporters take that for a fixed number.
+            where = where.expand(offset_map.shape[0], -1, -1)
             return sample_map(offset_map.float(), where).transpose(1, 2)
 
     @staticmethod
@@ -108,10 +104,10 @@ class D2VprRegionSampler(nn.Module):
         return points.nan_to_num()
 
     @staticmethod
-    def boxes(points: torch.Tensor, members: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    def boxes(points: torch.Tensor, regions: RegionPoints) -> torch.Tensor:
         """(batch, 13, 4): mean and extent of each region's points (batch, samples, 2)."""
-        centres = torch.einsum("bsc,rs->brc", points, weights)
-        inside = members[:, :, None]
+        centres = torch.einsum("bsc,rs->brc", points, regions.weights)
+        inside = regions.members[:, :, None]
         largest = points[:, None].masked_fill(~inside, -torch.inf).amax(dim=2)
         smallest = points[:, None].masked_fill(~inside, torch.inf).amin(dim=2)
         return torch.cat([centres, largest - smallest], dim=-1)
@@ -142,11 +138,11 @@ class D2VprAggregator(nn.Module):
         features, boxes = self.regions(patch_map, class_token)
         regional = features.to(self.position[0].weight.dtype)
         medium, small = regional[:, :4], regional[:, 4:]
-        around = small[:, torch.tensor(NEIGHBOURS, device=small.device)].mean(dim=2)  # (batch, 4, dim)
+        around = small[:, neighbours(small.device)].mean(dim=2)  # (batch, 4, dim)
         enhanced = medium + self.small_to_medium(around)
         # Original: the class token alone keeps what the fusion finds; the medium vectors go on as they were.
         whole = class_token + self.medium_to_global(enhanced.mean(dim=1))
         vectors = torch.cat([whole[:, None], regional], dim=1)  # (batch, 14, dim)
-        global_box = boxes.new_tensor(GLOBAL_BOX).expand(len(boxes), 1, 4)
-        places = torch.cat([global_box, boxes], dim=1).to(regional.dtype)
+        whole_box = global_box(boxes.device).to(boxes.dtype).expand(boxes.shape[0], -1, -1)
+        places = torch.cat([whole_box, boxes], dim=1).to(regional.dtype)
         return vectors + self.position(places), boxes, features

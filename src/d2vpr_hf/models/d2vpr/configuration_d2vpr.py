@@ -28,7 +28,56 @@ PCA_SOURCE_FIELDS = {
 
 
 @strict
-class D2VprConfig(PreTrainedConfig):
+class AdaptedDinov2Config(PreTrainedConfig):
+    """What D2-VPR and its teacher share: DINOv2 with adapters, 14 regions, a cross-image encoder.
+
+    Args:
+        backbone_config: a `Dinov2Config` (or its dict).
+        adapter_ratio: width of an adapter's inner channels, as a share of the backbone's width.
+        region_sampling: `"original"` keeps the cuts of a 16x16 grid at every image size; `"dense"` scales them.
+        cross_image_encoder: lets the images of a batch attend to each other. A descriptor then depends on the batch.
+        interpolate_offset: patches added to the grid size when the position table is resized.
+        dropout: of what follows the backbone, in training alone.
+        converted_from: file name and SHA-256 of the checkpoint that was converted, if one was.
+    """
+
+    backbone_config: dict | PreTrainedConfig | None = None
+    adapter_ratio: float | int = 0.5
+    region_sampling: Literal["original", "dense"] = "original"
+    cross_image_encoder: bool = False
+    interpolate_offset: float | int = 0.1
+    dropout: float | int = 0.1
+    converted_from: dict | None = None
+
+    def __post_init__(self, **kwargs) -> None:
+        if isinstance(self.backbone_config, dict):
+            # transformers looks a field of this name up by its model_type, which a short dict may lack.
+            self.backbone_config = {"model_type": "dinov2", **self.backbone_config}
+        super().__post_init__(**kwargs)
+
+    @property
+    def adapter_dim(self) -> int:
+        """Inner channels of an adapter."""
+        return int(self.backbone_config.hidden_size * self.adapter_ratio)
+
+    def validate_backbone(self) -> None:
+        if self.backbone_config.model_type != "dinov2":
+            raise ValueError(
+                f"backbone_config is a {self.backbone_config.model_type} configuration, but the backbone is DINOv2. "
+                "Give a Dinov2Config."
+            )
+        if self.adapter_dim < ADAPTER_STEP or self.adapter_dim % ADAPTER_STEP:
+            raise ValueError(
+                f"adapter_ratio {self.adapter_ratio} of {self.backbone_config.hidden_size} channels gives an adapter "
+                f"of {self.adapter_dim}, but it must be a positive multiple of {ADAPTER_STEP}. Change adapter_ratio "
+                "(0.5 as published) or backbone_config.hidden_size."
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}, but must be at least 0 and below 1.")
+
+
+@strict
+class D2VprConfig(AdaptedDinov2Config):
     """Shape of a D2-VPR model: the DINOv2 student, its recovery layers and the deformable aggregator.
 
     Args:
@@ -62,25 +111,15 @@ class D2VprConfig(PreTrainedConfig):
     sub_configs_defaults = {"backbone_config": SubConfigSpec(Dinov2Config, init_kwargs=DINOV2_SMALL)}  # noqa: RUF012
     _auto_class = "AutoConfig"
 
-    backbone_config: dict | PreTrainedConfig | None = None
     recovery_layers: list[int] | tuple[int, ...] = (2, 4, 8, 12)
     aggregator_dim: int = 768
-    adapter_ratio: float | int = 0.5
     offset_grid: Literal["original", "centred"] = "original"
-    region_sampling: Literal["original", "dense"] = "original"
-    cross_image_encoder: bool = False
-    interpolate_offset: float | int = 0.1
-    dropout: float | int = 0.1
-    converted_from: dict | None = None
     descriptor_dim: int | None = None
     pca_source: dict | None = None
     head_dim: int | None = None
     nested_dims: list[int] | tuple[int, ...] | None = None
 
     def __post_init__(self, **kwargs) -> None:
-        if isinstance(self.backbone_config, dict):
-            # transformers looks a field of this name up by its model_type, which a short dict may lack.
-            self.backbone_config = {"model_type": "dinov2", **self.backbone_config}
         # JSON knows no tuples, and a saved configuration must equal the loaded one.
         self.recovery_layers = tuple(self.recovery_layers)
         self._settle_descriptor()
@@ -103,21 +142,11 @@ class D2VprConfig(PreTrainedConfig):
         self.validate_reduction()
 
     @property
-    def adapter_dim(self) -> int:
-        """Inner channels of an adapter."""
-        return int(self.backbone_config.hidden_size * self.adapter_ratio)
-
-    @property
     def regional_dim(self) -> int:
         """Numbers in the 14 regional descriptors, one after the other: a descriptor without PCA or head."""
         return REGIONS * self.aggregator_dim
 
-    def validate_architecture(self) -> None:
-        if self.backbone_config.model_type != "dinov2":
-            raise ValueError(
-                f"backbone_config is a {self.backbone_config.model_type} configuration, but the student is DINOv2. "
-                "Give a Dinov2Config."
-            )
+    def validate_recovery(self) -> None:
         depth = self.backbone_config.num_hidden_layers
         if unknown := [layer for layer in self.recovery_layers if not 1 <= layer <= depth]:
             raise ValueError(
@@ -131,14 +160,6 @@ class D2VprConfig(PreTrainedConfig):
                 f"aggregator_dim is {self.aggregator_dim}, but must be a positive multiple of {AGGREGATOR_STEP}. "
                 "The published width is 768."
             )
-        if self.adapter_dim < ADAPTER_STEP or self.adapter_dim % ADAPTER_STEP:
-            raise ValueError(
-                f"adapter_ratio {self.adapter_ratio} of {self.backbone_config.hidden_size} channels gives an adapter "
-                f"of {self.adapter_dim}, but it must be a positive multiple of {ADAPTER_STEP}. Change adapter_ratio "
-                "(0.5 as published) or backbone_config.hidden_size."
-            )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}, but must be at least 0 and below 1.")
 
     def validate_head(self) -> None:
         if self.head_dim is None:

@@ -11,14 +11,14 @@ from typing import Self
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Dinov2Config, Dinov2Model
+from transformers import Dinov2Model
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings, Dinov2Layer, Dinov2PreTrainedModel
 from transformers.utils import IMAGE_PROCESSOR_NAME, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .aggregator_d2vpr import D2VprAggregator, GeM, OffsetHead
+from .backbone_d2vpr import D2VprBackbone, patch_grid
 from .configuration_d2vpr import D2VprConfig
 from .cross_image_d2vpr import attend_across_images, cross_image_encoder, refuse_groups_without_encoder
 from .image_processing_d2vpr import D2VprImageProcessor
@@ -31,19 +31,20 @@ UNUSED_DINOV2_TENSORS = ("layernorm.weight", "layernorm.bias")
 
 @dataclass
 class D2VprModelOutput(ModelOutput):
-    """What a D2-VPR model finds in a batch of images.
+    """What a D2-VPR model, or its teacher CricaVPR, finds in a batch of images; `dim` is the aggregator's width.
 
     Args:
-        last_hidden_state: (batch, 1 + patches, aggregator_dim) class token and patch tokens after the recovery norm.
+        last_hidden_state: (batch, 1 + patches, dim) class token and patch tokens after the recovery norm; the
+            teacher's after its final norm.
         pooler_output: (batch, descriptor_dim) float32 descriptors of unit length: global, 4 medium, 9 small regions.
             With a PCA its components of these, which are of unit length only if the PCA renormalises; with a head
             its projection of these, or the first numbers of that, of unit length.
         region_boxes: (batch, 13, 4) centre x, centre y, width, height in shares of the image: 4 medium regions, then
-            9 small ones, each row by row.
-        region_features: (batch, 13, aggregator_dim) the regions as pooled, before fusion and position.
-        regional_descriptors: (batch, 14, aggregator_dim) float32, the 14 vectors as they are joined to a descriptor,
+            9 small ones, each row by row. None for the teacher, whose regions don't move.
+        region_features: (batch, 13, dim) the regions as pooled, before fusion, position and encoder.
+        regional_descriptors: (batch, 14, dim) float32, the 14 vectors as they are joined to a descriptor,
             before that is brought to unit length: global, 4 medium, 9 small regions.
-        hidden_states: on request, the student's embedding and each block's output, (batch, 1 + patches, hidden_size).
+        hidden_states: on request, the backbone's embedding and each block's output, (batch, 1 + patches, hidden_size).
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -52,123 +53,6 @@ class D2VprModelOutput(ModelOutput):
     region_features: torch.FloatTensor | None = None
     regional_descriptors: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
-
-
-class D2VprEmbeddings(Dinov2Embeddings):
-    """DINOv2's embeddings with the position table resized as the published weights expect."""
-
-    def __init__(self, config: Dinov2Config, interpolate_offset: float) -> None:
-        super().__init__(config)
-        self.interpolate_offset = interpolate_offset
-
-    def interpolate_pos_encoding(self, embeddings: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        table = self.position_embeddings
-        side = math.isqrt(table.shape[1] - 1)
-        rows, columns = height // self.patch_size, width // self.patch_size
-        if rows == columns == side:
-            return table
-        patches = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
-        # Original: the factor is (grid + 0.1) / side, whose rounding shifts every sampled point; a resize to the
-        # grid's size differs by far more than rounding.
-        factors = [(count + self.interpolate_offset) / side for count in (rows, columns)]
-        patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", antialias=False).to(table.dtype)
-        return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
-
-
-class ConvNormAct(nn.Module):
-    """A convolution that keeps the grid's size, BatchNorm and ReLU."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-        self.norm = nn.BatchNorm2d(out_channels, eps=1e-3)
-
-    def forward(self, patch_map: torch.Tensor) -> torch.Tensor:
-        return F.relu(self.norm(self.conv(patch_map)))
-
-
-class AdapterUp(nn.Linear):
-    """Last layer of an adapter, a class of its own so that it starts at zero and the adapter at nothing."""
-
-
-class D2VprAdapter(nn.Module):
-    """Multi-scale convolutions beside a block's MLP, which give the tokens a sense of their neighbours."""
-
-    def __init__(self, hidden_size: int, channels: int) -> None:
-        super().__init__()
-        self.down = nn.Linear(hidden_size, channels)
-        self.branch1 = ConvNormAct(channels, channels // 2, kernel_size=1)
-        self.branch3 = nn.Sequential(
-            ConvNormAct(channels, channels // 16, kernel_size=1),
-            ConvNormAct(channels // 16, channels // 4, kernel_size=3),
-        )
-        self.branch5 = nn.Sequential(
-            ConvNormAct(channels, channels // 16, kernel_size=1),
-            ConvNormAct(channels // 16, channels // 4, kernel_size=5),
-        )
-        self.up = AdapterUp(channels, hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        reduced = F.relu(self.down(hidden_states))  # (batch, 1 + patches, channels)
-        patch_map = reduced[:, 1:].transpose(1, 2).unflatten(2, grid)  # (batch, channels, rows, columns)
-        convolved = torch.cat([self.branch1(patch_map), self.branch3(patch_map), self.branch5(patch_map)], dim=1)
-        patches = convolved.flatten(2).transpose(1, 2)
-        # Original: the class token skips the convolutions, and what skips is added again, so it counts twice.
-        return self.up(torch.cat([reduced[:, :1], patches], dim=1) + reduced)
-
-
-class D2VprLayer(Dinov2Layer):
-    """A DINOv2 block with an adapter beside its MLP."""
-
-    def __init__(self, config: Dinov2Config, adapter_dim: int) -> None:
-        super().__init__(config)
-        self.adapter = D2VprAdapter(config.hidden_size, adapter_dim)
-
-    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        attended, _ = self.attention(self.norm1(hidden_states))
-        hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended))
-        normed = self.norm2(hidden_states)
-        # Original: the adapter counts a fifth, and stands inside the second residual branch, before its layer scale.
-        branch = self.mlp(normed) + 0.2 * self.adapter(normed, grid)
-        return hidden_states + self.drop_path(self.layer_scale2(branch))
-
-
-class D2VprEncoder(nn.Module):
-    """The student's blocks."""
-
-    def __init__(self, config: Dinov2Config, adapter_dim: int) -> None:
-        super().__init__()
-        self.layer = nn.ModuleList([D2VprLayer(config, adapter_dim) for _ in range(config.num_hidden_layers)])
-
-    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int], keep: set[int]) -> dict[int, torch.Tensor]:
-        """Outputs of the blocks in `keep`, by block number from 1; 0 is the embedding."""
-        kept = {0: hidden_states} if 0 in keep else {}
-        for number, layer in enumerate(self.layer, start=1):
-            hidden_states = layer(hidden_states, grid)
-            if number in keep:
-                kept[number] = hidden_states
-        return kept
-
-
-class D2VprBackbone(Dinov2PreTrainedModel):
-    """The student: DINOv2 with adapters, whose tensors bear the names of transformers' `Dinov2Model`."""
-
-    _no_split_modules = ["D2VprEmbeddings", "D2VprLayer"]  # noqa: RUF012
-
-    def __init__(self, config: Dinov2Config, adapter_dim: int, interpolate_offset: float) -> None:
-        super().__init__(config)
-        self.embeddings = D2VprEmbeddings(config, interpolate_offset)
-        self.encoder = D2VprEncoder(config, adapter_dim)
-        self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, AdapterUp):
-            init.zeros_(module.weight)
-
-    def forward(self, pixel_values: torch.Tensor, grid: tuple[int, int], keep: set[int]) -> dict[int, torch.Tensor]:
-        return self.encoder(self.embeddings(pixel_values), grid, keep)
 
 
 class D2VprRecovery(nn.Module):
@@ -182,16 +66,6 @@ class D2VprRecovery(nn.Module):
 
     def forward(self, block_outputs: list[torch.Tensor]) -> torch.Tensor:
         return self.norm(self.projection(torch.cat(block_outputs, dim=-1)))
-
-
-def patch_grid(pixel_values: torch.Tensor, patch: int) -> tuple[int, int]:
-    """(rows, columns) of patches of `patch` pixels in (batch, 3, height, width)."""
-    if pixel_values.ndim != 4 or any(side % patch or not side for side in pixel_values.shape[-2:]):
-        raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}, but must be (batch, 3, height, width) with height "
-            f"and width multiples of {patch} pixels. Prepare images with the checkpoint's processor."
-        )
-    return pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
 
 
 # By these words transformers says that there are no safetensors. Its own advice is to read pickles.
@@ -301,7 +175,47 @@ class D2VprPreTrainedModel(PreTrainedModel):
             D2VprImageProcessor().save_pretrained(save_directory)
         super().save_pretrained(save_directory, **kwargs)
 
-    def warn_of_company(self) -> None:
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        output_hidden_states: bool | None = None,
+        images_per_group: int | None = None,
+    ) -> D2VprModelOutput:
+        """Descriptors of a batch of images.
+
+        Args:
+            pixel_values: (batch, 3, height, width) as the processor makes them, height and width multiples of 14
+                pixels.
+            output_hidden_states: whether to keep what every block gives.
+            images_per_group: with the cross-image encoder, images attend to each other within groups of so many that
+                follow each other in the batch; None, as published, makes the batch one group.
+
+        Raises: ValueError if height or width is no multiple of the patch size, or too small for the regions; if the
+            batch is no multiple of `images_per_group`, or that is given without an encoder.
+        """
+        grid = patch_grid(pixel_values, self.config.backbone_config.patch_size)
+        keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        layers = self.aggregated_layers
+        keep = set(range(self.config.backbone_config.num_hidden_layers + 1)) if keep_all else set(layers)
+        blocks = self.backbone(pixel_values, grid, keep)
+        tokens, vectors, boxes, features = self.aggregate([blocks[layer] for layer in layers], grid)
+        if self.config.cross_image_encoder:
+            self._warn_of_company()
+            vectors = attend_across_images(self.encoder, vectors, images_per_group)
+        else:
+            refuse_groups_without_encoder(images_per_group)
+        # float32 under autocast too: rounding here would shift every similarity.
+        vectors = vectors.float()
+        descriptor = self.shorten(F.normalize(vectors.flatten(1), dim=-1))  # (batch, descriptor_dim)
+        hidden_states = tuple(blocks[number] for number in sorted(blocks)) if keep_all else None
+        return D2VprModelOutput(tokens, descriptor, boxes, features, vectors, hidden_states)
+
+    def shorten(self, descriptor: torch.Tensor) -> torch.Tensor:
+        """The descriptor that the model gives, of (batch, 14 * dim) of unit length."""
+        return descriptor
+
+    def _warn_of_company(self) -> None:
         if self._warned_of_company:
             return
         self._warned_of_company = True
@@ -433,47 +347,26 @@ class D2VprModel(D2VprPreTrainedModel):
                 "on, or train this head further."
             )
 
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values: torch.FloatTensor,
-        output_hidden_states: bool | None = None,
-        images_per_group: int | None = None,
-    ) -> D2VprModelOutput:
-        """Descriptors of a batch of images.
+    @property
+    def aggregated_layers(self) -> Sequence[int]:
+        """The blocks whose outputs are aggregated, counted from 1."""
+        return self.config.recovery_layers
 
-        Args:
-            pixel_values: (batch, 3, height, width) as the processor makes them, height and width multiples of 14
-                pixels.
-            output_hidden_states: whether to keep what every block gives.
-            images_per_group: with the cross-image encoder, images attend to each other within groups of so many that
-                follow each other in the batch; None makes the batch one group.
-
-        Raises: ValueError if height or width is no multiple of the patch size, the batch none of `images_per_group`,
-            or that is given without an encoder.
-        """
-        grid = patch_grid(pixel_values, self.config.backbone_config.patch_size)
-        keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        layers = self.config.recovery_layers
-        keep = set(range(self.config.backbone_config.num_hidden_layers + 1)) if keep_all else set(layers)
-        blocks = self.backbone(pixel_values, grid, keep)
-        tokens = self.recovery([blocks[layer] for layer in layers])  # (batch, 1 + patches, dim)
+    def aggregate(
+        self, blocks: list[torch.Tensor], grid: tuple[int, int]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Tokens (batch, 1 + patches, dim), regional descriptors (batch, 14, dim), the regions' boxes, features."""
+        tokens = self.recovery(blocks)
         patch_map = tokens[:, 1:].transpose(1, 2).unflatten(2, grid)  # (batch, dim, rows, columns)
-        vectors, boxes, features = self.aggregator(patch_map, tokens[:, 0])  # vectors (batch, 14, dim)
-        if self.config.cross_image_encoder:
-            self.warn_of_company()
-            vectors = attend_across_images(self.encoder, vectors, images_per_group)
-        else:
-            refuse_groups_without_encoder(images_per_group)
-        # float32 under autocast too: rounding here would shift every similarity.
-        vectors = vectors.float()
-        descriptor = F.normalize(vectors.flatten(1), dim=-1)  # (batch, 14 * dim)
+        return tokens, *self.aggregator(patch_map, tokens[:, 0])
+
+    def shorten(self, descriptor: torch.Tensor) -> torch.Tensor:
+        """Behind a PCA or a head, if the model has one."""
         if self.config.pca_source is not None:
-            descriptor = self.reduction(descriptor)  # (batch, descriptor_dim)
+            return self.reduction(descriptor)
         if self.config.head_dim is not None:
-            descriptor = self.head(descriptor, self.config.descriptor_dim)  # (batch, descriptor_dim)
-        hidden_states = tuple(blocks[number] for number in sorted(blocks)) if keep_all else None
-        return D2VprModelOutput(tokens, descriptor, boxes, features, vectors, hidden_states)
+            return self.head(descriptor, self.config.descriptor_dim)
+        return descriptor
 
 
 __all__ = ["D2VprModel", "D2VprModelOutput", "D2VprPreTrainedModel"]

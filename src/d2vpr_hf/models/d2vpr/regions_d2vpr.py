@@ -1,14 +1,42 @@
 """Where the 13 regions of a photo lie: their cuts, and the points at which they are sampled."""
 
+import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any, NamedTuple
 
 import torch
 
 # The aggregator's cuts, in sixteenths of an image side: quadrants, and a grid of three by three.
 MEDIUM_CUTS = (0, 8, 16)
 SMALL_CUTS = (0, 5, 11, 16)
+# The four small regions that lie around each medium one, both counted row by row.
+NEIGHBOURS = ((0, 1, 3, 4), (1, 2, 4, 5), (3, 4, 6, 7), (4, 5, 7, 8))
+# Photos come in few sizes; past so many, what was kept for the others is dropped.
+MOST_KEPT = 64
+
+
+def kept(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Keeps the tensors that a function makes of its arguments, so that a forward pass builds and copies nothing."""
+    memory = {}
+
+    @torch.compiler.assume_constant_result
+    @functools.wraps(make)
+    def remembered(*key: Any) -> Any:
+        if key not in memory:
+            # What a call under inference mode makes must serve a training step as well.
+            with torch.inference_mode(False):
+                made = make(*key)
+            tensors = made if isinstance(made, tuple) else (made,)
+            if any(type(tensor) is not torch.Tensor for tensor in tensors):
+                return made  # a tensor without numbers, as exporters trace with, serves nobody else
+            if len(memory) >= MOST_KEPT:
+                memory.clear()
+            memory[key] = made
+        return memory[key]
+
+    return remembered
 
 
 def region_cuts(cuts: tuple[int, ...], length: int, sampling: str) -> tuple[list[int], int]:
@@ -33,8 +61,7 @@ def region_cuts(cuts: tuple[int, ...], length: int, sampling: str) -> tuple[list
     return dense, length
 
 
-@dataclass
-class RegionPoints:
+class RegionPoints(NamedTuple):
     """Sample points of all 13 regions, before they are deformed.
 
     Args:
@@ -42,12 +69,14 @@ class RegionPoints:
         centres: (samples, 2) x and y of the middle of each sample's region.
         extents: (samples, 2) width and height of each sample's region.
         members: (13, samples) whether a sample belongs to a region.
+        weights: (13, samples) share of each sample in its region's mean.
     """
 
     points: torch.Tensor
     centres: torch.Tensor
     extents: torch.Tensor
     members: torch.Tensor
+    weights: torch.Tensor
 
 
 def region_axis(
@@ -63,19 +92,36 @@ def region_axis(
     return torch.tensor(rows, dtype=torch.float32, device=device).unbind(1)
 
 
-def region_points(grid: tuple[int, int], sampling: str, device: torch.device) -> RegionPoints:
+@kept
+def region_points(grid: tuple[int, int] | None, sampling: str, device: torch.device) -> RegionPoints:
     """The base points of 4 medium and 9 small regions on a token grid of (rows, columns).
+
+    With `"original"` sampling they are the same on every grid, which may be None.
 
     Each set of regions is a product of row parts and column parts, so its points are a product as well.
     """
     points, centres, extents, members = [], [], [], []
     for cuts in (MEDIUM_CUTS, SMALL_CUTS):
         (y, y_centre, height, row), (x, x_centre, width, column) = (
-            region_axis(cuts, length, sampling, device) for length in grid
+            region_axis(cuts, length, sampling, device) for length in grid or (0, 0)
         )
         parts = len(cuts) - 1
         for pair, pairs in ((x, y), points), ((x_centre, y_centre), centres), ((width, height), extents):
             pairs.append(torch.stack(torch.meshgrid(*pair, indexing="xy"), dim=-1).flatten(0, 1))
         region = (row[:, None] * parts + column).flatten()
         members.append(region == torch.arange(parts**2, device=device)[:, None])
-    return RegionPoints(torch.cat(points), torch.cat(centres), torch.cat(extents), torch.block_diag(*members).bool())
+    inside = torch.block_diag(*members).bool()
+    weights = inside.float() / inside.sum(dim=1, keepdim=True)
+    return RegionPoints(torch.cat(points), torch.cat(centres), torch.cat(extents), inside, weights)
+
+
+@kept
+def neighbours(device: torch.device) -> torch.Tensor:
+    """(4, 4) numbers of the small regions around each medium one."""
+    return torch.tensor(NEIGHBOURS, device=device)
+
+
+@kept
+def global_box(device: torch.device) -> torch.Tensor:
+    """(1, 1, 4) box of the whole image."""
+    return torch.tensor([[[0.5, 0.5, 1.0, 1.0]]], dtype=torch.float32, device=device)
