@@ -23,8 +23,7 @@ from d2vpr_hf.cli.demo_town import (
 )
 from d2vpr_hf.cli.main import main
 from d2vpr_hf.evaluation.baselines import random_weights
-from d2vpr_hf.models.checkpoint import save_checkpoint
-from d2vpr_hf.models.pretrained import pretrained_path
+from d2vpr_hf.models.checkpoint import pretrained_path, save_checkpoint
 from d2vpr_hf.photos.folder import PhotoFolder, read_photo_folder
 from d2vpr_hf.photos.positions import Positions, positives_within
 from d2vpr_hf.retrieval.embedder import weight_hash

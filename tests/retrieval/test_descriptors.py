@@ -16,8 +16,8 @@ import torch
 from safetensors.numpy import load_file
 
 from d2vpr_hf.photos.images import UnreadableImage
+from d2vpr_hf.retrieval import descriptors as descriptors_module
 from d2vpr_hf.retrieval import descriptors as parts
-from d2vpr_hf.retrieval import row_files
 from d2vpr_hf.retrieval.descriptors import DescriptorFolder
 from d2vpr_hf.retrieval.embedder import Descriptors, embed_images
 from d2vpr_hf.retrieval.row_files import DamagedRows, RowKeys, read_row_file, write_row_file
@@ -262,7 +262,7 @@ def test_a_damaged_finished_file_is_embedded_again_and_refused_by_load(run, phot
 def test_ending_anywhere_while_joining_loses_nothing(run, photos, tmp_path, monkeypatch, step):
     run(photos)
     photo(60).save(photos / "900.jpg")
-    replace = row_files.replace_file
+    replace = descriptors_module.replace_file
 
     def ended(path, *content):
         if step in (path.name, "rmtree"):
@@ -270,7 +270,7 @@ def test_ending_anywhere_while_joining_loses_nothing(run, photos, tmp_path, monk
         replace(path, *content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((shutil, "rmtree") if step == "rmtree" else (parts, "replace_file")), ended)
+        patch.setattr(*((shutil, "rmtree") if step == "rmtree" else (descriptors_module, "replace_file")), ended)
         with pytest.raises(KeyboardInterrupt):
             run(photos)
     if step != "rmtree":
@@ -301,7 +301,7 @@ def test_a_full_disk_leaves_no_half_file(run, photos, tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(row_files.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space left"):
             run(photos)
     assert [path.name for path in (tmp_path / "out" / "parts").iterdir()] == []

@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
+from d2vpr_hf.models.checkpoint import open_checkpoint, save_checkpoint
 from d2vpr_hf.photos.images import UnreadableImage, open_image
-from d2vpr_hf.retrieval.embedder import embed_images, weight_hash
+from d2vpr_hf.retrieval import embedder as embedder_module
+from d2vpr_hf.retrieval.embedder import Embedder, embed_images, weight_hash
 from tests.broken_photos import BROKEN_KINDS, encoded, photo, write_broken, write_good
 
 
@@ -320,3 +322,47 @@ def test_the_hash_tells_the_lengths_of_a_nested_head_apart(tmp_path, tiny_model)
     # At full length it is that of the weights alone, as of a head that isn't nested.
     tiny_model.config.nested_dims = None
     assert weight_hash(tiny_model) == hashes[0]
+
+
+def test_an_embedder_opens_a_checkpoint_and_embeds_as_the_function_does(tmp_path, tiny_model, tiny_processor):
+    folder = save_checkpoint(tmp_path / "tiny", tiny_model, tiny_processor)
+    embedder = Embedder.from_pretrained(folder, batch_size=2)
+    images = [photo(number) for number in range(3)]
+    descriptors = embedder.embed(images, progress=False)
+    expected = embed_images(images, model=tiny_model, processor=tiny_processor, batch_size=2, progress=False)
+    np.testing.assert_array_equal(descriptors.vectors, expected.vectors)
+    assert descriptors.vectors.std() > 1e-3
+    assert (descriptors.model_name, embedder.name) == (str(folder), str(folder))
+    assert descriptors.weight_hash == embedder.weight_hash == weight_hash(tiny_model)
+    assert embedder.descriptor_dim == tiny_model.config.descriptor_dim
+    assert embedder.processor_settings == tiny_processor.to_dict()
+    with pytest.raises(ValueError, match=r"without config\.json"):
+        Embedder.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="there is no model 'd2vpr-big' here"):
+        Embedder.from_pretrained("d2vpr-big")
+
+
+def test_an_embedder_opens_a_nested_head_at_a_length(tmp_path, tiny_model, tiny_processor):
+    tiny_model.add_head(8, nested_dims=(8, 5))
+    folder = save_checkpoint(tmp_path / "nested", tiny_model, tiny_processor)
+    assert Embedder.from_pretrained(folder).descriptor_dim == 8
+    assert Embedder.from_pretrained(folder, dim=5).descriptor_dim == 5
+    assert Embedder.from_pretrained(folder, usual_dim=5).descriptor_dim == 5
+    assert Embedder.from_pretrained(folder, usual_dim=6).descriptor_dim == 8
+    with pytest.raises(ValueError, match="may have 8 or 5 numbers"):
+        open_checkpoint(folder, 6)
+
+
+def test_the_kept_hash_follows_the_weights(tiny_model, tiny_processor, monkeypatch):
+    embedder, calls = Embedder(tiny_model, tiny_processor), []
+    monkeypatch.setattr(embedder_module, "weight_hash", lambda model: calls.append(1) or weight_hash(model))
+    first = embedder.weight_hash
+    assert embedder.weight_hash == first == weight_hash(tiny_model)
+    assert len(calls) == 1
+    weight = next(tiny_model.parameters())
+    with torch.no_grad():
+        weight.add_(1)
+    assert embedder.weight_hash == weight_hash(tiny_model) != first
+    # A change that PyTorch doesn't count, as of adapters that are merged, is seen by the next run.
+    weight.data.sub_(2)
+    assert embedder.embed([photo(0)], progress=False).weight_hash == weight_hash(tiny_model) == embedder.weight_hash

@@ -126,13 +126,13 @@ old, new, target = sys.argv[1:]
 old, new = PlaceIndex.load(old), PlaceIndex.load(new)
 random.seed(0)
 seen = []
-# On a slow machine it takes more rounds until a save gets far enough to count.
+# On a slow machine it takes more, and longer, rounds until a save gets far enough to count.
 while len(seen) < 12 or (len(set(seen)) < 2 and len(seen) < 200):
     saver = os.fork()
     while not saver:
         new.save(target)
         old.save(target)
-    time.sleep(random.random() / 10)
+    time.sleep(random.random() * (1 + len(seen) / 6) / 10)
     os.kill(saver, signal.SIGKILL)
     os.waitpid(saver, 0)
     seen.append(len(PlaceIndex.load(target)))

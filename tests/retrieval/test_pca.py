@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModel
 
-from d2vpr_hf import CricaVprModel, D2VprConfig, D2VprModel, Descriptors, PlaceIndex, embed_images
+from d2vpr_hf import CricaVprModel, D2VprConfig, D2VprModel, Descriptors, Embedder, PlaceIndex, embed_images
 from d2vpr_hf.retrieval import pca as reduce
 from d2vpr_hf.retrieval.embedder import weight_hash
 from d2vpr_hf.retrieval.pca import (
@@ -167,6 +167,10 @@ def options(tiny_model, tiny_processor):
     return {"model": tiny_model, "processor": tiny_processor, "progress": False}
 
 
+def reduced(photos, folder, options, **wanted):
+    return reduce_checkpoint(photos, folder, Embedder(options["model"], options["processor"]), progress=False, **wanted)
+
+
 def test_fitted_on_a_folder_of_descriptors(tmp_path, photos, options, tiny_model, tiny_processor):
     in_memory = embed_images(photos, **options)
     embed_images(photos, folder=tmp_path / "descriptors", **options)
@@ -228,7 +232,7 @@ def test_a_drawn_pca_knows_the_drawn_files_alone(photos, options, tiny_model):
 def test_a_checkpoint_is_reduced(tmp_path, photos, options, tiny_model, renormalise, metric):
     before = weight_hash(tiny_model)
     settings = PcaSettings(dim=6, images=30, seed=4, renormalise=renormalise)
-    pca = reduce_checkpoint(photos, tmp_path / "short", settings=settings, **options)
+    pca = reduced(photos, tmp_path / "short", options, settings=settings)
     assert (weight_hash(tiny_model), tiny_model.config.pca_source) == (before, None)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short", "town"]
     loaded = AutoModel.from_pretrained(tmp_path / "short")
@@ -264,36 +268,36 @@ def test_a_cut_run_goes_on_where_it_was(tmp_path, photos, options, tiny_model, m
     with monkeypatch.context() as patch:
         patch.setattr(reduce, "fit_pca", fail)
         with pytest.raises(KeyboardInterrupt):
-            reduce_checkpoint(photos, tmp_path / "short", settings=settings, **options)
+            reduced(photos, tmp_path / "short", options, settings=settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short.descriptors", "town"]
     with monkeypatch.context() as patch:
         patch.setattr(type(tiny_model), "forward", fail)  # nothing is left to embed
-        reduce_checkpoint(photos, tmp_path / "short", settings=settings, **options)
+        reduced(photos, tmp_path / "short", options, settings=settings)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short", "town"]
 
 
 def test_what_can_not_be_reduced_is_refused_before_anything_is_embedded(tmp_path, photos, options, monkeypatch):
     model = options["model"]
     with pytest.raises(ValueError, match=r"41 photos vary in 40 directions at most\. Give more than 64 photos"):
-        reduce_checkpoint(photos, tmp_path / "short", settings=PcaSettings(dim=64), **options)
+        reduced(photos, tmp_path / "short", options, settings=PcaSettings(dim=64))
     with pytest.raises(ValueError, match="4096, but a PCA of 672 numbers gives 1 to 672"):
-        reduce_checkpoint(photos, tmp_path / "short", settings=PUBLISHED_PCA, **options)
+        reduced(photos, tmp_path / "short", options, settings=PUBLISHED_PCA)
     with pytest.raises(FileExistsError, match="isn't empty"):
-        reduce_checkpoint(photos, photos, settings=PcaSettings(dim=4), **options)
+        reduced(photos, photos, options, settings=PcaSettings(dim=4))
     with torch.device("meta"):
         teacher = CricaVprModel(CricaVprModel.config_class())
     with pytest.raises(TypeError, match="CricaVprModel takes no PCA"):
-        reduce_checkpoint(photos, tmp_path / "short", settings=PcaSettings(dim=4), **options | {"model": teacher})
+        reduced(photos, tmp_path / "short", options | {"model": teacher}, settings=PcaSettings(dim=4))
     pca = fit_pca(embed_images(photos, **options), 4, source="town")
     with pytest.raises(TypeError, match="CricaVprModel takes no PCA"):
         attach_pca(teacher, pca)
     attach_pca(model, pca)
     with pytest.raises(ValueError, match="ends in a PCA to 4 numbers already"):
-        reduce_checkpoint(photos, tmp_path / "short", settings=PcaSettings(dim=4), **options)
+        reduced(photos, tmp_path / "short", options, settings=PcaSettings(dim=4))
     fields = options["model"].config.to_dict() | {"pca_source": None, "descriptor_dim": None, "head_dim": 8}
     headed = D2VprModel(D2VprConfig.from_dict(fields))
     with pytest.raises(ValueError, match="ends in a learned head of 8 numbers"):
-        reduce_checkpoint(photos, tmp_path / "short", settings=PcaSettings(dim=4), **options | {"model": headed})
+        reduced(photos, tmp_path / "short", options | {"model": headed}, settings=PcaSettings(dim=4))
     assert [path.name for path in tmp_path.iterdir()] == ["town"]
 
 
@@ -307,7 +311,7 @@ def test_a_pca_is_refused_by_another_model(photos, options, tiny_model):
 
 
 def test_photos_that_it_was_fitted_on_are_recognised(tmp_path, photos, options):
-    reduce_checkpoint(photos, tmp_path / "short", settings=PcaSettings(dim=6), name="town/train", **options)
+    reduced(photos, tmp_path / "short", options, settings=PcaSettings(dim=6), name="town/train")
     loaded = AutoModel.from_pretrained(tmp_path / "short")
     test = tmp_path / "test"
     test.mkdir()

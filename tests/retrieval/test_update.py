@@ -11,6 +11,7 @@ from PIL import Image
 from d2vpr_hf.photos.folder import read_photo_folder
 from d2vpr_hf.photos.positions import Positions
 from d2vpr_hf.retrieval import update as module
+from d2vpr_hf.retrieval.embedder import Embedder
 from d2vpr_hf.retrieval.index import PlaceIndex
 from d2vpr_hf.retrieval.update import PARTIAL_FOLDER, index_photos
 
@@ -51,7 +52,7 @@ def write_photo(path: Path, seed: int) -> None:
 
 def update(photos: Path, places: Path, model: MeanColours, positions: Path | None = None) -> module.IndexUpdate:
     folder = read_photo_folder(photos, positions=positions)
-    return index_photos(folder, places, model=model, processor=processor, progress=False)
+    return index_photos(folder, places, Embedder(model, processor), progress=False)
 
 
 def names(index: PlaceIndex) -> list[str]:

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import load_checkpoint
+from .options import open_embedder
 from .parsing import CommandParser, UsageError, add_command, note, whole_number
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _models(options: argparse.Namespace) -> "tuple[dict[str, nn.Module], dict[st
     for name in options.model:
         if name in own or name in (STUDENT, STUDENT_WITH_ENCODER, TEACHER):
             raise UsageError(f"--model {name} names a row that is there already. Give each model once.")
-        own[name] = load_checkpoint(name)
+        own[name] = open_embedder(name)
     note("making student and teacher ...")
     import torch
 

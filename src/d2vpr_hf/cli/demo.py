@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .options import add_model_options, embedding_settings, load_checkpoint, quieten_transformers
+from .options import add_model_options, embedding_settings, open_embedder, quieten_transformers
 from .parsing import CommandParser, add_command, note
 from .photos import report_skipped
 
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     # Both folders are looked at before either is written, so that a refusal leaves nothing behind.
     folder = check_folder(out / "d2vpr-demo")
-    checkpoint = load_checkpoint(options.model or str(write_demo_model(out / "d2vpr")), options.dim)
+    checkpoint = open_embedder(options.model or str(write_demo_model(out / "d2vpr")), options.dim)
     claim_folder(folder)
     notes = [] if own_model else [MODEL_NOTE]
     if options.photos is None:

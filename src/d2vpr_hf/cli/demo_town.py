@@ -17,13 +17,13 @@ from ..evaluation.grey_thumbnail import THUMBNAIL_SIDE, thumbnail_descriptors
 from ..evaluation.recall import count_positives, hits_at_k
 from ..evaluation.table import Table
 from ..files import path_to_text, text_to_path
-from ..models.pretrained import DEFAULT_PRETRAINED, pretrained_path
+from ..models.checkpoint import DEFAULT_PRETRAINED, pretrained_path
 from ..photos.folder import PhotoFolder, read_photo_folder
 from ..photos.images import open_image
 from ..photos.positions import distances_m, positives_within
 from ..reports.pages import Entry, gallery_page, write_atomically, write_picture
 from ..reports.pictures import Match, format_degrees, matches_picture, regions_picture
-from ..retrieval.embedder import embed_images
+from ..retrieval.embedder import Embedder, embed_images
 from ..retrieval.index import PlaceIndex
 from ..retrieval.locate import Answer, locate
 from ..retrieval.update import index_photos
@@ -341,7 +341,7 @@ def locate_split(
     Raises: ValueError if no photo of the database or none of the queries can be used.
     """
     started, folder, embedding = time.perf_counter(), Path(folder), embedding or {}
-    update = index_photos(split.database, folder / "places", model=model, processor=processor, **embedding)
+    update = index_photos(split.database, folder / "places", Embedder(model, processor, **embedding))
     index = update.index
     descriptors = embed_images(split.queries.paths, model=model, processor=processor, **embedding)
     skipped = [*update.skipped, *descriptors.skipped]

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from .options import add_model_options, embedding_settings, load_checkpoint
+from .options import add_model_options, embedding_settings, open_embedder
 from .parsing import CommandParser, add_command
 from .photos import report_skipped, skipped_json
 
@@ -42,17 +42,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    checkpoint = load_checkpoint(options.model, options.dim)
-    from ..retrieval.embedder import embed_images
-
-    descriptors = embed_images(
-        options.photos,
-        model=checkpoint.model,
-        processor=checkpoint.processor,
-        strict=options.strict,
-        folder=options.out,
-        **embedding_settings(options),
-    )
+    embedder = open_embedder(options.model, options.dim, **embedding_settings(options))
+    descriptors = embedder.embed(options.photos, folder=options.out, strict=options.strict)
     report_skipped(descriptors.skipped)
     rows, dim = descriptors.vectors.shape
     if options.json:

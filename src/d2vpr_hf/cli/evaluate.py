@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import Checkpoint, add_model_options, embedding_settings, load_checkpoint
+from .options import add_model_options, embedding_settings, open_embedder
 from .parsing import CommandParser, UsageError, add_command, positive_number, whole_number
 from .photos import report_skipped
 from .verify import check_protocol
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from ..protocols.records import Count
     from ..reports.pages import Entry
     from ..reports.pictures import Match
+    from ..retrieval.embedder import Embedder
 
 # Queries on the page: more make a file that browsers open slowly. Four matches and the query fill a row.
 PAGE_QUERIES = 100
@@ -137,7 +138,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("without labels there is no score, and so nothing to print. Add --save DIR or --json.")
     # Of a folder of photos there is none.
     usual_dim = getattr(protocol.database, "dim", None)
-    checkpoint = load_checkpoint(options.model, options.dim, usual_dim=usual_dim)
+    checkpoint = open_embedder(options.model, options.dim, usual_dim=usual_dim)
     settings = {
         "ks": options.k,
         "query_method": options.query_method,
@@ -218,7 +219,7 @@ def _protocol_alone(options: argparse.Namespace) -> "Protocol":
 
 
 def _compare(
-    options: argparse.Namespace, protocol: "Protocol", checkpoint: Checkpoint, settings: dict[str, Any]
+    options: argparse.Namespace, protocol: "Protocol", checkpoint: "Embedder", settings: dict[str, Any]
 ) -> int:
     """The model first, and those of --against beside it."""
     from ..evaluation.compare import compare_models
@@ -252,7 +253,7 @@ def _compare(
     return 0
 
 
-def _opened(name: str, checkpoint: Checkpoint, trust_remote_code: bool) -> "tuple[Module, Callable[..., Any]]":
+def _opened(name: str, checkpoint: "Embedder", trust_remote_code: bool) -> "tuple[Module, Callable[..., Any]]":
     """Model and processor of what --against names; a folder of that name comes first."""
     from ..evaluation.baselines import HUB_PEERS, PeerModel, is_network, open_peer, random_weights
 
@@ -264,7 +265,7 @@ def _opened(name: str, checkpoint: Checkpoint, trust_remote_code: bool) -> "tupl
             sys.path.insert(0, os.getcwd())  # noqa: PTH109 - as the interpreter has it
             peer = open_peer(name, trust_remote_code=trust_remote_code)
             return PeerModel(peer), peer.processor
-    other = load_checkpoint(name)
+    other = open_embedder(name)
     return other.model, other.processor
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from pathlib import Path
 
-from .options import add_model_options, embedding_settings, load_checkpoint
+from .options import add_model_options, embedding_settings, open_embedder
 from .parsing import CommandParser, add_command, note
 from .photos import report_skipped, skipped_json
 
@@ -45,16 +45,10 @@ def run(options: argparse.Namespace) -> int:
 
     # Absolute, so that the pictures of `d2vpr locate` find the photos from any working directory.
     photos = read_photo_folder(Path(options.photos).absolute(), positions=options.positions)
-    checkpoint = load_checkpoint(options.model, options.dim)
+    embedder = open_embedder(options.model, options.dim, **embedding_settings(options))
     from ..retrieval.update import index_photos
 
-    update = index_photos(
-        photos,
-        options.places,
-        model=checkpoint.model,
-        processor=checkpoint.processor,
-        **embedding_settings(options),
-    )
+    update = index_photos(photos, options.places, embedder)
     report_skipped(update.skipped)
     index = update.index
     located = int(index.positions.known.sum())

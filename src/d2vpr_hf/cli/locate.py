@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import Checkpoint, add_model_options, embedding_settings, load_checkpoint
+from .options import add_model_options, embedding_settings, open_embedder
 from .parsing import CommandParser, UsageError, add_command, nearest, positive_number, whole_number
 from .photos import report_skipped, skipped_json
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from ..photos.positions import Positions
     from ..reports.pictures import Match
+    from ..retrieval.embedder import Embedder
     from ..retrieval.locate import Answer
 
 # Metres within which two places count as the same, as in the benchmarks.
@@ -79,17 +80,12 @@ def run(options: argparse.Namespace) -> int:
     paths = _photo_paths(options.photos)
     index = PlaceIndex.load(options.index)
     excluded = _excluded_ids(index.places, options.exclude)
-    checkpoint = load_checkpoint(options.model or index.model_name, options.dim, usual_dim=index.dim)
-    from ..retrieval.embedder import embed_images
+    embedder = open_embedder(
+        options.model or index.model_name, options.dim, usual_dim=index.dim, **embedding_settings(options)
+    )
     from ..retrieval.locate import locate
 
-    descriptors = embed_images(
-        paths,
-        model=checkpoint.model,
-        processor=checkpoint.processor,
-        progress=len(paths) > options.batch_size,
-        **embedding_settings(options),
-    )
+    descriptors = embedder.embed(paths, progress=len(paths) > options.batch_size)
     report_skipped(descriptors.skipped)
     if not descriptors.paths:
         return 1
@@ -103,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
         radius_m=options.radius_m,
         exclude=excluded,
     )
-    pictures = _draw(answers, options, checkpoint)
+    pictures = _draw(answers, options, embedder)
     rule = f"{options.threshold:g}, as given" if options.threshold is not None else index.threshold.rule
     if options.json:
         result = {
@@ -168,7 +164,7 @@ def _excluded_ids(places: "pd.DataFrame", names: Sequence[str]) -> "np.ndarray |
     return np.unique(np.concatenate([by_name[name] for name in names]))
 
 
-def _draw(answers: "Sequence[Answer]", options: argparse.Namespace, checkpoint: Checkpoint) -> list[dict[str, str]]:
+def _draw(answers: "Sequence[Answer]", options: argparse.Namespace, embedder: "Embedder") -> list[dict[str, str]]:
     """Writes the pictures of every answer; returns their paths, by kind."""
     from ..files import text_to_path
     from ..photos.positions import Positions
@@ -190,7 +186,7 @@ def _draw(answers: "Sequence[Answer]", options: argparse.Namespace, checkpoint: 
         paths = {"picture": str(write_picture(folder / f"{name}-matches.jpg", picture))}
         if options.regions:
             regions = regions_picture(
-                photo, _region_boxes(photo, checkpoint), title=f"{photo.name}: the regions that the model reads"
+                photo, _region_boxes(photo, embedder), title=f"{photo.name}: the regions that the model reads"
             )
             paths["regions_picture"] = str(write_picture(folder / f"{name}-regions.jpg", regions))
         drawn.append(paths)
@@ -226,19 +222,19 @@ def _matches(answer: "Answer", own: "Positions") -> "list[Match]":
     return matches
 
 
-def _region_boxes(photo: Path, checkpoint: Checkpoint) -> "np.ndarray":
+def _region_boxes(photo: Path, embedder: "Embedder") -> "np.ndarray":
     """(13, 4) where the model's regions lie on one photo."""
     import torch
 
     from ..photos.images import open_image
 
     with torch.no_grad():
-        device = next(checkpoint.model.parameters()).device
-        inputs = checkpoint.processor(open_image(photo), return_tensors="pt").to(device)
-        boxes = getattr(checkpoint.model.float()(**inputs), "region_boxes", None)
+        device = next(embedder.model.parameters()).device
+        inputs = embedder.processor(open_image(photo), return_tensors="pt").to(device)
+        boxes = getattr(embedder.model.float()(**inputs), "region_boxes", None)
     if boxes is None:
         raise UsageError(
-            f"--regions: a {checkpoint.model.config.model_type} model has no deformed regions. Leave --regions out, or "
+            f"--regions: a {embedder.model.config.model_type} model has no deformed regions. Leave --regions out, or "
             "use a d2vpr model."
         )
     return boxes[0].cpu().numpy()

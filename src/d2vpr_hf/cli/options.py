@@ -1,28 +1,14 @@
 """The options that say which model runs and how, and the one place where the command line loads a checkpoint."""
 
 import argparse
-import json
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .parsing import UsageError, note, whole_number
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedModel
-    from transformers.image_processing_utils import BaseImageProcessor
+    from ..retrieval.embedder import Embedder
 
 DEFAULT_MODEL = "d2vpr"
-OUR_MODELS = ("d2vpr", "cricavpr")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A model ready to embed, with its processor."""
-
-    name: str
-    model: "PreTrainedModel"
-    processor: "BaseImageProcessor"
 
 
 def add_model_options(
@@ -81,7 +67,7 @@ def add_model_options(
 
 
 def embedding_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What `add_model_options` parsed, as keywords of `embed_images`."""
+    """What `add_model_options` parsed, as keywords of `Embedder`."""
     return {
         "batch_size": options.batch_size,
         "device": options.device,
@@ -90,59 +76,28 @@ def embedding_settings(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def load_checkpoint(name: str, dim: int | None = None, *, usual_dim: int | None = None) -> Checkpoint:
-    """Model and processor by folder, Hub name or name in the package, with weights checked by name and shape.
+def open_embedder(name: str, dim: int | None = None, *, usual_dim: int | None = None, **settings: Any) -> "Embedder":
+    """The checkpoint of this name, ready to embed.
 
     Args:
-        dim: numbers in a descriptor, as `--dim` has them; None: as many as the checkpoint says.
-        usual_dim: what None means instead where the checkpoint has a nested head of so many, such as an index's.
+        dim, usual_dim: as in `open_checkpoint`.
+        settings: keywords of `Embedder`, as `embedding_settings` gives them.
 
     Raises: UsageError if there is no such checkpoint, it holds another kind of model or has no such `dim`.
     """
-    where = _checked_place(name)
     note(f"loading the model {name} ...")
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoImageProcessor, AutoModel
-
-    import d2vpr_hf  # noqa: F401 - teaches the Auto classes the model
+    from ..retrieval.embedder import Embedder
 
     quieten_transformers()
     try:
-        config = AutoConfig.from_pretrained(where)
-        if config.model_type not in OUR_MODELS:
-            raise UsageError(
-                f"{name} holds a model of type {config.model_type}, but place descriptors come from "
-                f"{' or '.join(OUR_MODELS)} alone. Name another checkpoint with --model."
-            )
-        model = AutoModel.from_pretrained(where, **_chosen_dim(name, config, dim, usual_dim)).eval()
-        return Checkpoint(name, model, AutoImageProcessor.from_pretrained(where))
-    except (OSError, ValueError, RuntimeError, StrictDataclassError, SafetensorError) as error:
+        return Embedder.from_pretrained(name, dim=dim, usual_dim=usual_dim, **settings)
+    except (OSError, ValueError) as error:
+        if (text := str(error)).startswith("dim "):
+            raise UsageError(f"--{text}") from error
         raise UsageError(
-            f"the checkpoint {name} can't be opened: {_first_sentence(error)} Give --model a checkpoint folder (one "
-            "with config.json and model.safetensors) or a Hub name."
+            f"{text} --model takes a checkpoint folder (one with config.json and model.safetensors), a name on the "
+            "Hub, or what comes with the package."
         ) from error
-
-
-def _chosen_dim(name: str, config: "PreTrainedConfig", dim: int | None, usual_dim: int | None) -> dict[str, int]:
-    """The argument of `from_pretrained` that gives descriptors of so many numbers; none where they have as many."""
-    nested = getattr(config, "nested_dims", None) or ()
-    if dim is None and usual_dim in nested:
-        dim = usual_dim
-    if dim in (None, config.descriptor_dim):
-        return {}
-    if dim in nested:
-        return {"descriptor_dim": dim}
-    if nested:
-        raise UsageError(
-            f"--dim is {dim}, but the descriptors of {name} may have {' or '.join(map(str, nested))} numbers. Give one "
-            "of these, or leave --dim out."
-        )
-    raise UsageError(
-        f"--dim is {dim}, but the descriptors of {name} have {config.descriptor_dim} numbers and no other choice: it "
-        "has no nested head. Leave --dim out; `d2vpr reduce`, or `d2vpr train` with nested_dims, makes a checkpoint "
-        "with fewer."
-    )
 
 
 def quieten_transformers() -> None:
@@ -151,42 +106,3 @@ def quieten_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def _checked_place(name: str) -> str:
-    """What transformers opens the name by; what no checkpoint can be is refused before the network is asked for it.
-
-    A folder goes before a checkpoint of the package that has its name.
-    """
-    folder = Path(name)
-    if folder.is_dir():
-        config = folder / "config.json"
-        if not config.is_file():
-            raise UsageError(
-                f"{name} is a folder without config.json, so it holds no checkpoint. Name a checkpoint folder with "
-                "--model, or make one: `d2vpr convert original.pth out/`."
-            )
-        try:
-            json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UsageError(f"{config} is no JSON ({error}). Restore the file, or name another --model.") from error
-        return name
-    if folder.exists():
-        hint = f" `d2vpr convert {name} out/` makes a folder of it." if folder.suffix in (".pth", ".pt") else ""
-        raise UsageError(f"{name} is a file, but a checkpoint is a folder.{hint} Name a folder with --model.")
-    from ..models.pretrained import pretrained_names, pretrained_path
-
-    if name in (shipped := pretrained_names()):
-        return str(pretrained_path(name))
-    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-        left = " `d2vpr demo` leaves its model there;" if name == DEFAULT_MODEL else ""
-        raise UsageError(
-            f"there is no model {name!r} here: no such folder, and a name on the Hub has the form owner/name.{left} "
-            f"--model takes any checkpoint folder, and what comes with the package: {', '.join(shipped) or 'nothing'}."
-        )
-    return name
-
-
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) < 300 else text[:300] + " ..."

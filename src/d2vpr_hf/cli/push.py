@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import load_checkpoint
+from .options import open_embedder
 from .parsing import CommandParser, UsageError, add_command, note
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def _push_checkpoint(options: argparse.Namespace) -> int:
 
     # Before the model is loaded, which takes seconds.
     check_names(options.repo_id, options.revision or "main")
-    checkpoint = load_checkpoint(options.folder)
+    checkpoint = open_embedder(options.folder)
     if options.dry_run is not None:
         return _show(options, checkpoint.model, checkpoint.processor, model_options)
     from ..hub.push import push_model

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from .options import add_model_options, embedding_settings, load_checkpoint
+from .options import add_model_options, embedding_settings, open_embedder
 from .parsing import CommandParser, UsageError, add_command, whole_number
 
 DESCRIPTION = """\
@@ -53,15 +53,13 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(f"--preset {options.preset} says itself what --{next(iter(own))} is. Leave one of them out.")
     from ..retrieval.pca import PUBLISHED_PCA, PcaSettings, reduce_checkpoint
 
-    checkpoint = load_checkpoint(options.model)
+    embedder = open_embedder(options.model, **embedding_settings(options))
     pca = reduce_checkpoint(
         options.photos,
         options.out,
-        model=checkpoint.model,
-        processor=checkpoint.processor,
+        embedder,
         settings=PUBLISHED_PCA if options.preset else PcaSettings(**own),
         name=options.name,
-        **embedding_settings(options),
     )
     about = pca.to_config()
     if options.json:

@@ -1,17 +1,81 @@
-"""One checkpoint folder: model, processor and the code that loads them, written whole or not at all."""
+"""Opens and saves checkpoints: a folder of model, processor and the code that loads them."""
 
+import json
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedModel
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..files import replacing_folder
+
+OUR_MODELS = ("d2vpr", "cricavpr")
+DEFAULT_PRETRAINED = "d2vpr-small"
+_PRETRAINED = Path(__file__).with_name("pretrained")
 
 # What a checkpoint says of how it was trained: {"stages": [...]}, one entry a stage, oldest first.
 TRAINING_FILE = "training.json"
 # What a checkpoint says of itself besides: where its data comes from, on what terms, what it is not.
 ABOUT_FILE = "about.json"
+
+
+def open_checkpoint(
+    name_or_path: str | Path,
+    dim: int | None = None,
+    *,
+    usual_dim: int | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, BaseImageProcessor]:
+    """Model, in evaluation mode, and processor of a checkpoint.
+
+    Args:
+        name_or_path: a checkpoint folder, the name of one that comes with the package, or a name on the Hub. A folder
+            goes before a checkpoint of the package that has its name.
+        dim: numbers in a descriptor, where the checkpoint has a nested head; None: as many as it says itself.
+        usual_dim: what None means instead where the nested head has so many, such as an index's.
+        trust_remote_code: run the code that the checkpoint brings, which may be of a model that isn't ours.
+
+    Raises: ValueError or OSError if there is no such checkpoint, it can't be opened, or it has no such `dim`.
+    """
+    name = str(name_or_path)
+    where = _checked_place(name)
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+        raise _not_opened(name, error) from error
+    if config.model_type not in OUR_MODELS and not trust_remote_code:
+        raise ValueError(
+            f"{name} holds a model of type {config.model_type}, but place descriptors come from "
+            f"{' or '.join(OUR_MODELS)} alone. Name another checkpoint."
+        )
+    chosen = _chosen_dim(name, config, dim, usual_dim)
+    try:
+        model = AutoModel.from_pretrained(where, trust_remote_code=trust_remote_code, **chosen).eval()
+        return model, AutoImageProcessor.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError, StrictDataclassError, SafetensorError) as error:
+        raise _not_opened(name, error) from error
+
+
+def pretrained_names() -> list[str]:
+    """Names of the checkpoints that this installation carries, sorted."""
+    return sorted(path.parent.name for path in _PRETRAINED.glob("*/config.json"))
+
+
+def pretrained_path(name: str = DEFAULT_PRETRAINED) -> Path:
+    """Folder of a checkpoint that comes with the package; `AutoModel` and `AutoImageProcessor` open it.
+
+    It also holds its card, its evaluations and how it was trained. To change anything, copy it first.
+
+    Raises: ValueError if no checkpoint of that name comes with the package.
+    """
+    if name not in (known := pretrained_names()):
+        raise ValueError(
+            f"The package has no checkpoint {name!r}; it has {', '.join(known) or 'none'}. Give one of these names, or "
+            "the folder of a checkpoint of your own to `AutoModel.from_pretrained`."
+        )
+    return _PRETRAINED / name
 
 
 def save_checkpoint(folder: str | Path, model: PreTrainedModel, processor: BaseImageProcessor) -> Path:
@@ -62,3 +126,58 @@ def _as_float16(model: PreTrainedModel) -> dict[str, torch.Tensor] | None:
         if tensor.dtype != torch.float32 or not torch.equal(halves[name].float(), tensor):
             return None
     return state | halves
+
+
+def _checked_place(name: str) -> str:
+    """What transformers opens the name by; what no checkpoint can be is refused before the network is asked for it."""
+    folder = Path(name)
+    if folder.is_dir():
+        config = folder / "config.json"
+        if not config.is_file():
+            raise ValueError(
+                f"{name} is a folder without config.json, so it holds no checkpoint. Name a checkpoint folder, or make "
+                "one: `d2vpr convert original.pth out/`."
+            )
+        try:
+            json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{config} is no JSON ({error}). Restore the file, or name another checkpoint.") from error
+        return name
+    if folder.exists():
+        hint = f" `d2vpr convert {name} out/` makes a folder of it." if folder.suffix in (".pth", ".pt") else ""
+        raise ValueError(f"{name} is a file, but a checkpoint is a folder.{hint}")
+    if name in (shipped := pretrained_names()):
+        return str(pretrained_path(name))
+    if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        left = " `d2vpr demo` leaves its model there;" if name == "d2vpr" else ""
+        raise ValueError(
+            f"there is no model {name!r} here: no such folder, and a name on the Hub has the form owner/name.{left} "
+            f"the package brings {', '.join(shipped) or 'none'}."
+        )
+    return name
+
+
+def _chosen_dim(name: str, config: PreTrainedConfig, dim: int | None, usual_dim: int | None) -> dict[str, int]:
+    """The argument of `from_pretrained` that gives descriptors of so many numbers; none where they have as many."""
+    nested = getattr(config, "nested_dims", None) or ()
+    if dim is None and usual_dim in nested:
+        dim = usual_dim
+    own = getattr(config, "descriptor_dim", None)
+    if dim in (None, own):
+        return {}
+    if dim in nested:
+        return {"descriptor_dim": dim}
+    if nested:
+        raise ValueError(
+            f"dim is {dim}, but the descriptors of {name} may have {' or '.join(map(str, nested))} numbers. Give one "
+            "of these, or leave it out."
+        )
+    raise ValueError(
+        f"dim is {dim}, but the descriptors of {name} have {own} numbers and no other choice: it has no nested head. "
+        "Leave it out; `d2vpr reduce`, or `d2vpr train` with nested_dims, makes a checkpoint with fewer."
+    )
+
+
+def _not_opened(name: str, error: Exception) -> ValueError:
+    text = " ".join(str(error).split())
+    return ValueError(f"the checkpoint {name} can't be opened: {text if len(text) < 300 else f'{text[:300]} ...'}")

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..cores import available_cores
 from ..files import path_to_text
+from ..models.checkpoint import open_checkpoint
 from ..models.d2vpr.image_processing_d2vpr import to_rgb
 from ..photos.folder import list_images
 from ..photos.images import UnreadableImage, decode_image, open_image
@@ -41,7 +42,7 @@ class Descriptors:
 
     Attributes:
         vectors: (rows, dim) float32; a read-only memory map if they were written to a folder.
-        paths: (rows) the photos as text (see `data.images.path_to_text`); of images that are no files, the
+        paths: (rows) the photos as text (see `files.path_to_text`); of images that are no files, the
             row number in the input.
         skipped: (path, reason) of every image that has no row.
         model_name: the model's name or path.
@@ -78,60 +79,156 @@ class _Images:
     keys: RowKeys | None = field(default=None)
 
 
-def embed_images(
-    images: "str | Path | Image.Image | np.ndarray | Sequence[str | Path | Image.Image | np.ndarray] | Dataset",
-    *,
-    model: torch.nn.Module,
-    processor: Callable[..., Any],
-    batch_size: int = 32,
-    device: str | torch.device | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    workers: int | None = None,
-    strict: bool = False,
-    folder: str | Path | None = None,
-    progress: bool = True,
-) -> Descriptors:
-    """The descriptors of photos, one row for each that can be used.
+class Embedder:
+    """Turns photos into descriptors: a model, its processor, and how it runs.
+
+        embedder = d2vpr_hf.Embedder.from_pretrained("d2vpr")
+        descriptors = embedder.embed("photos/")
 
     Args:
-        images: a folder (with its subfolders), a path, a PIL image, an array (height, width, 3) uint8, a
-            sequence of these, or a `datasets.Dataset` with an image column.
-        model: gives descriptors as `pooler_output`. Its training mode and device are as before afterwards.
+        model: gives descriptors as `pooler_output`. After `embed` its training mode and device are as before.
         processor: the model's image processor, called for each image by itself.
         batch_size: images at a time. The result doesn't depend on it, unless the model mixes a batch's images.
         device: where the model runs; by default where it is, or the first GPU for a model on the CPU.
         dtype: arithmetic under autocast; weights stay as they are, and descriptors are float32 in any case.
         workers: threads that decode; by default one for each core, 16 at most.
-        strict: raise on the first image that can't be used instead of skipping it.
-        folder: write the rows here as they come, and map them from there in the end. Run again, only photos
-            that are new or changed since are embedded. Takes files only.
-        progress: show a bar on stderr.
+        name: what results and indexes call the model; by default its `name_or_path`, or its class.
 
-    Raises: UnreadableImage (strict only) naming the file; TypeError for inputs of other kinds; ValueError for
-        unknown settings, or a `folder` of other weights, processor or dtype; RuntimeError if another run is
-        writing to it.
+    Raises: ValueError for unknown settings.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}.")
-    if batch_size < 1 or (workers is not None and workers < 1):
-        raise ValueError(f"batch_size is {batch_size} and workers {workers}; both must be 1 or more.")
-    source = _as_images(images)
-    if folder is not None and source.keys is None:
-        raise ValueError(
-            "folder was given with images that are no files, so a second run couldn't tell which it holds already. "
-            "Give paths, or leave folder out."
-        )
-    name = getattr(model, "name_or_path", "") or type(model).__name__
-    result = Descriptors(np.empty((0, descriptor_dim(model)), np.float32), [], [], name, weight_hash(model))
-    run = _Run(source, model, processor, batch_size, dtype, workers or _default_workers(), strict, progress)
-    if folder is None:
-        _embed_to_memory(run, result, device)
-    else:
-        _embed_to_folder(run, result, device, Path(folder))
-    if result.skipped:
-        path, reason = result.skipped[0]
-        logger.warning("%d of %d images skipped, such as %s: %s.", len(result.skipped), len(source.names), path, reason)
-    return result
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        processor: Callable[..., Any],
+        *,
+        batch_size: int = 32,
+        device: str | torch.device | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        workers: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}.")
+        if batch_size < 1 or (workers is not None and workers < 1):
+            raise ValueError(f"batch_size is {batch_size} and workers {workers}; both must be 1 or more.")
+        self.model = model
+        self.processor = processor
+        self.batch_size = batch_size
+        self.device = device
+        self.dtype = dtype
+        self.workers = workers
+        self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        self._hashed: tuple[Any, str] | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        dim: int | None = None,
+        usual_dim: int | None = None,
+        trust_remote_code: bool = False,
+        **settings: Any,
+    ) -> Self:
+        """The embedder of a checkpoint.
+
+        Args:
+            name_or_path, dim, usual_dim, trust_remote_code: as in `open_checkpoint`.
+            settings: how it runs: batch_size, device, dtype, workers.
+
+        Raises: ValueError or OSError if there is no such checkpoint or it can't be opened.
+        """
+        model, processor = open_checkpoint(name_or_path, dim, usual_dim=usual_dim, trust_remote_code=trust_remote_code)
+        return cls(model, processor, **{"name": str(name_or_path), **settings})
+
+    @property
+    def weight_hash(self) -> str:
+        """SHA-256 of the model's weights (see `weight_hash`).
+
+        It is kept until a weight is replaced or changed by an operation of PyTorch; `embed` reads the weights anew.
+        """
+        state = self._weights_state()
+        if self._hashed is None or self._hashed[0] != state:
+            self._hashed = state, weight_hash(self.model)
+        return self._hashed[1]
+
+    @property
+    def descriptor_dim(self) -> int:
+        """Numbers in a descriptor as the model's configuration has them; 0 where that says nothing."""
+        return descriptor_dim(self.model)
+
+    @property
+    def processor_settings(self) -> dict[str, Any]:
+        """What the processor does to an image, as it is compared and written to files."""
+        return processor_settings(self.processor)
+
+    def embed(
+        self,
+        images: "str | Path | Image.Image | np.ndarray | Sequence[str | Path | Image.Image | np.ndarray] | Dataset",
+        *,
+        folder: str | Path | None = None,
+        strict: bool = False,
+        progress: bool = True,
+    ) -> Descriptors:
+        """The descriptors of photos, one row for each that can be used.
+
+        Args:
+            images: a folder (with its subfolders), a path, a PIL image, an array (height, width, 3) uint8, a
+                sequence of these, or a `datasets.Dataset` with an image column.
+            folder: write the rows here as they come, and map them from there in the end. Run again, only photos
+                that are new or changed since are embedded. Takes files only.
+            strict: raise on the first image that can't be used instead of skipping it.
+            progress: show a bar on stderr.
+
+        Raises: UnreadableImage (strict only) naming the file; TypeError for inputs of other kinds; ValueError for a
+            `folder` of other weights, processor or dtype; RuntimeError if another run is writing to it.
+        """
+        source = _as_images(images)
+        if folder is not None and source.keys is None:
+            raise ValueError(
+                "folder was given with images that are no files, so a second run couldn't tell which it holds already. "
+                "Give paths, or leave folder out."
+            )
+        self._hashed = None
+        result = Descriptors(np.empty((0, self.descriptor_dim), np.float32), [], [], self.name, self.weight_hash)
+        run = _Run(source, self, strict, progress)
+        if folder is None:
+            _embed_to_memory(run, result)
+        else:
+            _embed_to_folder(run, result, Path(folder))
+        if result.skipped:
+            path, reason = result.skipped[0]
+            logger.warning(
+                "%d of %d images skipped, such as %s: %s.", len(result.skipped), len(source.names), path, reason
+            )
+        return result
+
+    def _weights_state(self) -> list[tuple[int, int, int]]:
+        tensors = self.model.state_dict().values()
+        return [(id(self.model), self.descriptor_dim, 0)] + [
+            (tensor.data_ptr(), tensor._version, tensor.numel()) for tensor in tensors
+        ]
+
+
+def embed_images(
+    images: "str | Path | Image.Image | np.ndarray | Sequence[str | Path | Image.Image | np.ndarray] | Dataset",
+    *,
+    model: torch.nn.Module,
+    processor: Callable[..., Any],
+    strict: bool = False,
+    folder: str | Path | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> Descriptors:
+    """The descriptors of photos, one row for each that can be used: `Embedder.embed` in one call.
+
+    Args:
+        images, strict, folder, progress: as in `Embedder.embed`.
+        model, processor: as in `Embedder`.
+        settings: how the model runs: batch_size, device, dtype, workers.
+    """
+    return Embedder(model, processor, **settings).embed(images, strict=strict, folder=folder, progress=progress)
 
 
 def weight_hash(model: torch.nn.Module) -> str:
@@ -160,11 +257,7 @@ class _Run:
     """One walk over images: decodes ahead, batches in order, and hands out rows."""
 
     source: _Images
-    model: torch.nn.Module
-    processor: Callable[..., Any]
-    batch_size: int
-    dtype: str
-    workers: int
+    embedder: Embedder
     strict: bool
     progress: bool
     skipped: list[tuple[str, str]] = field(default_factory=list)
@@ -200,14 +293,17 @@ class _Run:
         On a CPU nothing is decoded while the model runs: decoders would take cores from its threads, which
         wait for each other many times a layer. Decoding and computing in turns uses all cores for both.
         """
-        ahead = 0 if device.type == "cpu" else _BATCHES_AHEAD * self.batch_size
+        ahead = 0 if device.type == "cpu" else _BATCHES_AHEAD * self.embedder.batch_size
         todo, waiting = iter(rows), deque[tuple[int, Future]]()
         batch: list[int] = []
         pixels: list[torch.Tensor] = []
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+        pool = ThreadPoolExecutor(self.embedder.workers or _default_workers(), thread_name_prefix="decode")
         try:
             while True:
-                while len(waiting) < self.batch_size - len(batch) + ahead and (row := next(todo, None)) is not None:
+                while (
+                    len(waiting) < self.embedder.batch_size - len(batch) + ahead
+                    and (row := next(todo, None)) is not None
+                ):
                     waiting.append((row, pool.submit(self._prepare, row)))
                 if not waiting:
                     break
@@ -225,7 +321,7 @@ class _Run:
                     batch, pixels = [], []
                 batch.append(row)
                 pixels.append(image)
-                if len(batch) == self.batch_size:
+                if len(batch) == self.embedder.batch_size:
                     yield batch, torch.stack(pixels)
                     batch, pixels = [], []
             if batch:
@@ -237,16 +333,16 @@ class _Run:
         """(3, height, width) pixel values of one image."""
         image = self.source.load(row)
         try:
-            return self.processor(image, return_tensors="pt")["pixel_values"][0]
+            return self.embedder.processor(image, return_tensors="pt")["pixel_values"][0]
         except Exception as error:
             error.add_note(f"while the processor prepared {self.source.names[row]}")
             raise
 
     def _descriptors(self, pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
-        weights = next(self.model.parameters(), pixels)
-        pixels = pixels.to(device, weights.dtype)
-        with torch.inference_mode(), torch.autocast(device.type, DTYPES[self.dtype], enabled=self.dtype != "float32"):
-            return self.model(pixels).pooler_output
+        model, dtype = self.embedder.model, self.embedder.dtype
+        pixels = pixels.to(device, next(model.parameters(), pixels).dtype)
+        with torch.inference_mode(), torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
+            return model(pixels).pooler_output
 
     def _finite(self, rows: list[int], descriptors: torch.Tensor) -> tuple[list[int], np.ndarray]:
         """The rows whose descriptors are numbers; the others are skipped with a reason."""
@@ -257,16 +353,16 @@ class _Run:
             )
         finite = np.isfinite(vectors).all(axis=1)
         for row in np.asarray(rows)[~finite]:
-            name, reason = self.source.names[row], f"the model's descriptor isn't finite in {self.dtype}"
+            name, reason = self.source.names[row], f"the model's descriptor isn't finite in {self.embedder.dtype}"
             if self.strict:
                 raise UnreadableImage(name, reason)
             self.skipped.append((name, reason))
         return [row for row, good in zip(rows, finite, strict=True) if good], vectors[finite]
 
 
-def _embed_to_memory(run: _Run, result: Descriptors, device: str | torch.device | None) -> None:
+def _embed_to_memory(run: _Run, result: Descriptors) -> None:
     count, vectors = len(run.source.names), None
-    with _evaluating(run.model, device) as where, closing(run.batches(range(count), where)) as batches:
+    with _evaluating(run.embedder) as where, closing(run.batches(range(count), where)) as batches:
         for rows, found in batches:
             if vectors is None:
                 vectors = np.empty((count, found.shape[1]), np.float32)
@@ -277,19 +373,19 @@ def _embed_to_memory(run: _Run, result: Descriptors, device: str | torch.device 
     result.skipped = _in_order(run)
 
 
-def _embed_to_folder(run: _Run, result: Descriptors, device: str | torch.device | None, folder: Path) -> None:
+def _embed_to_folder(run: _Run, result: Descriptors, folder: Path) -> None:
     about = {
         "model_name": result.model_name,
         "weight_hash": result.weight_hash,
-        "processor": _settings(run.processor),
-        "dtype": run.dtype,
+        "processor": run.embedder.processor_settings,
+        "dtype": run.embedder.dtype,
     }
     with DescriptorFolder(folder, about) as store:
         todo = store.missing(run.source.keys)
         # Leaving the writer, by an error or Ctrl-C too, keeps what was embedded until then.
         with (
             store.writer() as writer,
-            _evaluating(run.model, device) as where,
+            _evaluating(run.embedder) as where,
             closing(run.batches(todo, where)) as batches,
         ):
             for rows, found in batches:
@@ -306,8 +402,9 @@ def _in_order(run: _Run) -> list[tuple[str, str]]:
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
+def _evaluating(embedder: Embedder) -> Iterator[torch.device]:
     """The model in evaluation mode on the device; its modes and device are put back afterwards."""
+    model, device = embedder.model, embedder.device
     before = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     where = torch.device(device) if device is not None else default_device(before)
     training = [module for module in model.modules() if module.training]
@@ -335,7 +432,8 @@ def _default_workers() -> int:
     return min(16, available_cores())
 
 
-def _settings(processor: Callable[..., Any]) -> dict[str, Any]:
+def processor_settings(processor: Callable[..., Any]) -> dict[str, Any]:
+    """What a processor does to an image, as it is compared and written to files."""
     return processor.to_dict() if hasattr(processor, "to_dict") else {"processor": type(processor).__name__}
 
 

@@ -4,10 +4,10 @@ import copy
 import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from ..files import path_to_text, text_to_path
 from ..models.checkpoint import save_checkpoint
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
 from ..photos.folder import list_images
-from .embedder import Descriptors, embed_images, weight_hash
+from .embedder import Descriptors, Embedder, weight_hash
 
 logger = logging.getLogger(__name__)
 
@@ -249,15 +249,10 @@ def attach_pca(model: D2VprModel, pca: Pca) -> None:
 def reduce_checkpoint(
     photos: str | Path,
     folder: str | Path,
+    embedder: Embedder,
     *,
-    model: D2VprModel,
-    processor: Callable[..., Any],
     settings: PcaSettings,
     name: str | None = None,
-    batch_size: int = 32,
-    device: str | torch.device | None = None,
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-    workers: int | None = None,
     progress: bool = True,
 ) -> Pca:
     """Writes a checkpoint that gives shorter descriptors, by a PCA fitted on photos.
@@ -268,17 +263,16 @@ def reduce_checkpoint(
     Args:
         photos: a folder, with its subfolders, of photos that nothing will be tested on.
         folder: gets the checkpoint. It must not exist or be empty.
-        model: without a PCA; stays as it is.
-        processor: the model's image processor, which goes into the checkpoint too.
+        embedder: of a model without a PCA, which stays as it is; its processor goes into the checkpoint too.
         settings: what is asked for; `PUBLISHED_PCA` is what the published results have.
         name: of the photos, as the checkpoint shows it; the folder's own name where none is given.
-        batch_size, device, dtype, workers, progress: as for `embed_images`.
+        progress: show a bar on stderr.
 
     Returns: the PCA, with the share of the variance that it keeps.
-    Raises: ValueError if there are too few photos, as `fit_pca`, or as `embed_images`. FileExistsError. TypeError for a
-        model that takes no PCA.
+    Raises: ValueError if there are too few photos, as `fit_pca`, or as `Embedder.embed`. FileExistsError. TypeError for
+        a model that takes no PCA.
     """
-    photos, folder = Path(photos), Path(folder)
+    photos, folder, model = Path(photos), Path(folder), embedder.model
     if not hasattr(model, "add_reduction"):
         raise TypeError(f"{type(model).__name__} takes no PCA. Give a D2VprModel.")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -298,17 +292,7 @@ def reduce_checkpoint(
     # Before the photos are embedded, which may take an hour.
     _check_dim(settings.dim, len(rows), model.config.descriptor_dim)
     work = folder.with_name(f"{folder.name}.descriptors")
-    descriptors = embed_images(
-        [paths[row] for row in rows],
-        model=model,
-        processor=processor,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        workers=workers,
-        folder=work,
-        progress=progress,
-    )
+    descriptors = embedder.embed([paths[row] for row in rows], folder=work, progress=progress)
     pca = fit_pca(
         descriptors,
         settings.dim,
@@ -318,7 +302,7 @@ def reduce_checkpoint(
     )
     reduced = copy.deepcopy(model)
     attach_pca(reduced, pca)
-    save_checkpoint(folder, reduced, processor)
+    save_checkpoint(folder, reduced, embedder.processor)
     del descriptors
     shutil.rmtree(work)
     return pca

@@ -4,14 +4,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..files import path_to_text
 from ..photos.folder import PhotoFolder
 from ..photos.positions import Positions
-from .embedder import Descriptors, descriptor_dim, embed_images, weight_hash
+from .embedder import Descriptors, Embedder
 from .index import PlaceIndex
 from .index_folder import SETTINGS_FILE
 
@@ -41,10 +40,9 @@ class IndexUpdate:
 def index_photos(
     photos: PhotoFolder,
     places: str | Path,
+    embedder: Embedder,
     *,
-    model: Any,
-    processor: Any,
-    **embedding: Any,
+    progress: bool = True,
 ) -> IndexUpdate:
     """The index of a folder's photos, made or brought up to date, and saved.
 
@@ -55,9 +53,8 @@ def index_photos(
     Args:
         photos: the photos and where they were taken.
         places: the index folder.
-        model: gives descriptors as `pooler_output`.
-        processor: the model's image processor.
-        embedding: further keywords of `embed_images`, such as batch_size or device.
+        embedder: the model and how it runs.
+        progress: show a bar on stderr.
 
     Raises: ValueError if the folder holds an index of other weights, or if no photo can be used.
     """
@@ -65,14 +62,14 @@ def index_photos(
     partial = places / PARTIAL_FOLDER
     paths = [path_to_text(path) for path in photos.paths]
     row_of = {path: row for row, path in enumerate(paths)}
-    old = _load_index(places, model)
+    old = _load_index(places, embedder)
     up_to_date = np.zeros(0, bool) if old is None else _up_to_date(old, row_of)
     held = set() if old is None else set(old.places["path"].to_numpy()[up_to_date])
     wanted = [path for path, text in zip(photos.paths, paths, strict=True) if text not in held]
     skipped: list[tuple[str, str]] = []
     new: Descriptors | None = None
     if wanted:
-        new = embed_images(wanted, model=model, processor=processor, folder=partial, **embedding)
+        new = embedder.embed(wanted, folder=partial, progress=progress)
         skipped = list(new.skipped)
     if old is None:
         if new is None or not len(new.paths):
@@ -96,14 +93,14 @@ def index_photos(
     return IndexUpdate(index, 0 if new is None else len(new.paths), len(held), removed, skipped)
 
 
-def _load_index(places: Path, model: Any) -> PlaceIndex | None:
+def _load_index(places: Path, embedder: Embedder) -> PlaceIndex | None:
     """The index that the folder holds; None where there is none yet."""
     if not (places / SETTINGS_FILE).is_file():
         _check_free(places)
         return None
     index = PlaceIndex.load(places)
-    if (found := weight_hash(model)) != index.weight_hash:
-        if (dim := descriptor_dim(model)) not in (0, index.dim):
+    if (found := embedder.weight_hash) != index.weight_hash:
+        if (dim := embedder.descriptor_dim) not in (0, index.dim):
             raise ValueError(
                 f"{places} holds an index of {index.model_name} with descriptors of {index.dim} numbers, but the model "
                 f"gives {dim}, and the two can't be mixed. Open the model at descriptor_dim={index.dim} (--dim) if it "
