@@ -27,7 +27,8 @@ from ..retrieval.embedder import Embedder, embed_images
 from ..retrieval.index import PlaceIndex
 from ..retrieval.locate import Answer, locate
 from ..retrieval.update import index_photos
-from ..town.make import HARD_CONDITIONS, make_town
+from ..town.make import make_town
+from ..town.shots import HARD_CONDITIONS
 from ..town.weather import CONDITIONS
 from ..version import __version__
 

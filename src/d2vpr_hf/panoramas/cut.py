@@ -1,7 +1,7 @@
 """Opens equirectangular panoramas, and writes views of them under the benchmarks' names."""
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from ..files import path_to_text
+from ..files import path_to_text, replace_file
 from ..photos.exif import read_time
 from ..photos.folder import list_images
 from ..photos.images import UnreadableImage, open_image, read_exif
@@ -91,24 +91,30 @@ def cut_panoramas(
     root = source if source.is_dir() else source.parent
     panoramas = list_panoramas(source, but_not_in=out)
     _refuse_same_stems(panoramas, root)
-    positions = Positions.from_photos(panoramas)
     turns = torch.arange(headings) * 360 / headings
     written: list[Path] = []
     skipped: list[tuple[str, str]] = []
     with ThreadPoolExecutor() as pool:
-        for row, path in enumerate(tqdm(panoramas, desc="cutting", unit="panorama", disable=not progress)):
-            try:
-                panorama = open_panorama(path).to(device)
-            except UnreadableImage as error:
-                skipped.append((error.path, error.reason))
-                continue
+        named = {path_to_text(path): path for path in panoramas}
+        for text, panorama in open_panoramas(named, skipped, device=device, progress=progress):
+            path = named[text]
             views = cut_views(panorama, turns, pitch_deg, 0.0, field_deg, height=height, width=width)
             folder = out / path.parent.relative_to(root)
-            name = _namer(path, positions[row : row + 1], pitch_deg)
-            names = [folder / name(turn) for turn in turns.tolist()]
-            list(pool.map(write_view, names, as_pixels(views)))
+            names = [folder / name for name in _name_views(path, turns.tolist(), pitch_deg)]
+            write_views(names, as_images(views), pool)
             written += names
     return WrittenViews(written, skipped)
+
+
+def open_panoramas(
+    panoramas: Mapping[str, Path], skipped: list[tuple[str, str]], *, device: str | torch.device, progress: bool
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and pixels, on the device, of each panorama that can be used; names and reasons of others join `skipped`."""
+    for name, path in tqdm(panoramas.items(), desc="cutting", unit="panorama", disable=not progress):
+        try:
+            yield name, open_panorama(path).to(device)
+        except UnreadableImage as error:
+            skipped.append((name, error.reason))
 
 
 def list_panoramas(source: Path, *, but_not_in: Path | None = None) -> list[Path]:
@@ -127,24 +133,20 @@ def list_panoramas(source: Path, *, but_not_in: Path | None = None) -> list[Path
     return found
 
 
-def as_pixels(views: torch.Tensor) -> Iterator[np.ndarray]:
-    """(height, width, 3) uint8 of each of (views, 3, height, width) from 0 to 255."""
-    yield from views.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+def write_views(paths: Sequence[Path], views: Iterable[Image.Image], pool: ThreadPoolExecutor) -> None:
+    """Writes views as JPEG, each whole or not at all."""
+
+    def write(path: Path, view: Image.Image) -> None:
+        buffer = io.BytesIO()
+        view.save(buffer, "JPEG", quality=JPEG_QUALITY)
+        replace_file(path, buffer.getvalue())
+
+    list(pool.map(write, paths, views))
 
 
-def write_view(path: Path, pixels: np.ndarray) -> None:
-    """Writes a view as JPEG, whole or not at all."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    replace_file(path, buffer.getvalue())
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Writes a small file whole or not at all, with the folders above it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.tmp")
-    part.write_bytes(content)
-    part.replace(path)
+def as_images(views: torch.Tensor) -> Iterator[Image.Image]:
+    """Of (views, 3, height, width) from 0 to 255."""
+    yield from map(Image.fromarray, views.clamp(0, 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
 
 def _refuse_same_stems(panoramas: Sequence[Path], root: Path) -> None:
@@ -165,13 +167,14 @@ def _pano_id(path: Path) -> str:
     return (known and known.panorama) or path_to_text(path.stem).replace("@", "_")
 
 
-def _namer(path: Path, position: Positions, pitch_deg: float) -> Callable[[float], str]:
-    """The name of a panorama's view by its heading in degrees."""
-    columns = (position.easting, position.northing, position.zone, position.latitude, position.longitude)
+def _name_views(path: Path, headings: Sequence[float], pitch_deg: float) -> list[str]:
+    """The names of a panorama's views by their headings in degrees."""
+    place = Positions.from_photos([path])
+    columns = (place.easting, place.northing, place.zone, place.latitude, place.longitude)
     name = UtmName.of_place(
         *(column[0].item() for column in columns),
         panorama=_pano_id(path),
         pitch=f"{round(pitch_deg):03d}",
         time=read_time(read_exif(path)),
     )
-    return lambda heading: str(replace(name, heading=f"{round(heading) % 360:03d}"))
+    return [str(replace(name, heading=f"{round(heading) % 360:03d}")) for heading in headings]

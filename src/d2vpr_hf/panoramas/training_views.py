@@ -6,7 +6,6 @@ both (see `TrainingPlaces.conflicts`). Turning shows no parallax: places seen wh
 """
 
 import csv
-import difflib
 import hashlib
 import io
 import json
@@ -19,21 +18,16 @@ from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from tqdm import tqdm
 
-from ..files import path_to_text
-from ..photos.images import UnreadableImage
+from ..files import hash_file, path_to_text, replace_file
+from ..messages import did_you_mean
 from ..photos.revisit import revisit
-from .cut import as_pixels, list_panoramas, open_panorama, replace_file, write_view
+from .cut import as_images, list_panoramas, open_panoramas, write_views
 from .views import cut_views, heading_spans
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +53,20 @@ class _Settings:
     width: int
     seed: int
     revisited: bool
+
+    def __post_init__(self) -> None:
+        shape = self.height / self.width if self.width > 0 else 0
+        for name, found, expected, holds in (
+            ("sectors", self.sectors, "1 or more", self.sectors >= 1),
+            ("views_per_sector", self.views_per_sector, "2 or more", self.views_per_sector >= 2),
+            ("field_deg", self.field_deg, "from {} to {}".format(*FIELDS_DEG), _within(self.field_deg, FIELDS_DEG)),
+            ("height by width", round(shape, 2), "from {} to {}".format(*SHAPES), _within(shape, SHAPES)),
+        ):
+            if not holds:
+                raise ValueError(
+                    f"cut_training_views: {name} is {found}, but must be {expected}, so that views of a place overlap "
+                    "by half."
+                )
 
 
 def cut_training_views(
@@ -106,41 +114,40 @@ def cut_training_views(
     Raises: ValueError if a number is out of range, a name to exclude or to take is unknown, or no panorama can be used;
         FileExistsError if `out` holds anything else than the same call would make.
     """
-    settings = _checked(_Settings(sectors, views_per_sector, field_deg, height, width, seed, revisited))
+    settings = _Settings(sectors, views_per_sector, field_deg, height, width, seed, revisited)
     root, out = Path(folder), Path(out)
-    chosen = _chosen(list_panoramas(root, but_not_in=out), root, exclude, only)
-    digests, skipped = _digests(chosen)
+    paths = _chosen(list_panoramas(root, but_not_in=out), root, exclude, only)
+    digests, skipped = _digests(paths)
     files = hashlib.sha256("\n".join(sorted(digests.values())).encode()).hexdigest()
     if _is_finished(out, settings, files):
         return out
     draft = _open_draft(out, settings)
-    rows: list[dict[str, Any]] = []
-    used: dict[str, str] = {}
+    folders = {
+        name: draft / f"{re.sub('[^A-Za-z0-9_-]', '_', paths[name].stem)[:40]}-{digest[:12]}"
+        for name, digest in digests.items()
+    }
+    waiting = {name: paths[name] for name in digests if not folders[name].is_dir()}
     with ThreadPoolExecutor() as pool:
-        for name, digest in tqdm(digests.items(), desc="cutting", unit="panorama", disable=not progress):
-            views = draft / f"{re.sub('[^A-Za-z0-9_-]', '_', chosen[name].stem)[:40]}-{digest[:12]}"
-            angles = _draw(settings, digest)
-            if not views.is_dir():
-                try:
-                    panorama = open_panorama(chosen[name]).to(device)
-                except UnreadableImage as error:
-                    skipped.append((name, error.reason))
-                    continue
-                _write_views(views, panorama, angles, settings, pool, digest)
-            rows += _rows(views.name, name, len(used) * sectors, angles, settings)
-            used[name] = digest
+        for name, panorama in open_panoramas(waiting, skipped, device=device, progress=progress):
+            _write_views(folders[name], panorama, digests[name], settings, pool)
     for name, reason in skipped:
         logger.warning("%s: %s; left out.", name, reason)
+    used = {name: digest for name, digest in digests.items() if folders[name].is_dir()}
     if not used:
         raise ValueError(
             f"{path_to_text(root)} holds no panorama that can be used; {len(skipped)} files were skipped, such as "
             f"{skipped[0][0]}: {skipped[0][1]}. Give equirectangular images."
         )
+    rows = [
+        row
+        for number, (name, digest) in enumerate(used.items())
+        for row in _rows(folders[name].name, name, number * sectors, _draw(settings, digest), settings)
+    ]
     _finish(draft, out, rows, {"settings": asdict(settings), "files": files, "panoramas": used, "skipped": skipped})
     return out
 
 
-def panorama_conflicts(table: "str | Path | Mapping[str, Sequence] | DataFrame") -> dict[int, frozenset[int]]:
+def panorama_conflicts(table: str | Path | Mapping[str, Sequence]) -> dict[int, frozenset[int]]:
     """{place: places that it conflicts with}: those of its panorama with a view that shares a heading with one of its.
 
     Args:
@@ -153,7 +160,9 @@ def panorama_conflicts(table: "str | Path | Mapping[str, Sequence] | DataFrame")
     columns, where = table, "the table"
     if isinstance(table, str | Path):
         path = Path(table) / TABLE if Path(table).is_dir() else Path(table)
-        columns, where = _read_columns(path), path_to_text(path)
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *rows = [*csv.reader(file)] or [[]]
+        columns, where = {name: [row[i] for row in rows] for i, name in enumerate(header)}, path_to_text(path)
     if missing := [name for name in SPAN_COLUMNS if name not in columns]:
         raise ValueError(
             f"{where} lacks {', '.join(missing)}; its columns are {', '.join(columns)}. Give a table that "
@@ -173,22 +182,6 @@ def panorama_conflicts(table: "str | Path | Mapping[str, Sequence] | DataFrame")
     return {each: frozenset(others) for each, others in sorted(conflicts.items())}
 
 
-def _checked(settings: _Settings) -> _Settings:
-    shape = settings.height / settings.width if settings.width > 0 else 0
-    for name, found, expected, holds in (
-        ("sectors", settings.sectors, "1 or more", settings.sectors >= 1),
-        ("views_per_sector", settings.views_per_sector, "2 or more", settings.views_per_sector >= 2),
-        ("field_deg", settings.field_deg, "from {} to {}".format(*FIELDS_DEG), _within(settings.field_deg, FIELDS_DEG)),
-        ("height by width", round(shape, 2), "from {} to {}".format(*SHAPES), _within(shape, SHAPES)),
-    ):
-        if not holds:
-            raise ValueError(
-                f"cut_training_views: {name} is {found}, but must be {expected}, so that views of a place overlap by "
-                "half. Give such a number."
-            )
-    return settings
-
-
 def _within(number: float, limits: tuple[float, float]) -> bool:
     return limits[0] <= number <= limits[1]
 
@@ -200,11 +193,9 @@ def _chosen(panoramas: Sequence[Path], root: Path, exclude: Collection[str], onl
     known = sorted({*names, *bases.values()})
     for name in [*exclude, *only]:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            meant = f" Did you mean {close[0]}?" if close else ""
             raise ValueError(
                 f"{'exclude' if name in exclude else 'only'} names {name!r}, but {path_to_text(root)} holds no such "
-                f"panorama.{meant} Give paths below the folder, or file names."
+                f"panorama.{did_you_mean(name, known)} Give paths below the folder, or file names."
             )
     return {
         name: path
@@ -219,7 +210,7 @@ def _digests(panoramas: dict[str, Path]) -> tuple[dict[str, str], list[tuple[str
     skipped = []
     for name, path in panoramas.items():
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            digest = hash_file(path)
         except OSError as error:
             skipped.append((name, error.strerror or "can't be read"))
             continue
@@ -251,23 +242,18 @@ def _draw(settings: _Settings, digest: str) -> torch.Tensor:
 
 
 def _write_views(
-    folder: Path,
-    panorama: torch.Tensor,
-    angles: torch.Tensor,
-    settings: _Settings,
-    pool: ThreadPoolExecutor,
-    digest: str,
+    folder: Path, panorama: torch.Tensor, digest: str, settings: _Settings, pool: ThreadPoolExecutor
 ) -> None:
     """Writes all views of a panorama, under their folder's name when they are whole."""
-    part = folder.with_name(f".{folder.name}")
+    part, angles = folder.with_name(f".{folder.name}"), _draw(settings, digest)
     for sector in range(settings.sectors):
         views = cut_views(panorama, *angles[:, sector], height=settings.height, width=settings.width)
         names = [part / _view_name(sector, view) for view in range(len(views))]
-        pixels = as_pixels(views)
+        images = as_images(views)
         if settings.revisited:
             random = np.random.default_rng([settings.seed, sector, int(digest[:12], 16)])
-            pixels = [np.asarray(revisit(Image.fromarray(view), random)) for view in pixels]
-        list(pool.map(write_view, names, pixels))
+            images = [revisit(image, random) for image in images]
+        write_views(names, images, pool)
     part.rename(folder)
 
 
@@ -296,14 +282,6 @@ def _rows(views: str, name: str, first_place: int, angles: torch.Tensor, setting
     ]
 
 
-def _as_csv(rows: list[dict[str, Any]]) -> bytes:
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue().encode()
-
-
 def _is_finished(out: Path, settings: _Settings, files: str) -> bool:
     """Whether the folder is what this call makes.
 
@@ -323,7 +301,7 @@ def _open_draft(out: Path, settings: _Settings) -> Path:
     draft = out.with_name(f".{out.name}-unfinished")
     if _read_json(draft / RECORD).get("settings") != asdict(settings):
         shutil.rmtree(draft, ignore_errors=True)
-        replace_file(draft / RECORD, json.dumps({"settings": asdict(settings)}).encode())
+        replace_file(draft / RECORD, json.dumps({"settings": asdict(settings)}))
     return draft
 
 
@@ -333,8 +311,12 @@ def _finish(draft: Path, out: Path, rows: list[dict[str, Any]], record: dict[str
     for path in draft.iterdir():
         if path.is_dir() and path.name not in named:
             shutil.rmtree(path)
-    replace_file(draft / RECORD, json.dumps(record, indent=2, ensure_ascii=False).encode())
-    replace_file(draft / TABLE, _as_csv(rows))
+    replace_file(draft / RECORD, json.dumps(record, indent=2, ensure_ascii=False))
+    table = io.StringIO(newline="")
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    replace_file(draft / TABLE, table.getvalue())
     if out.exists():
         out.rmdir()  # it is empty
     draft.rename(out)
@@ -346,10 +328,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _read_columns(path: Path) -> dict[str, list[str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        rows = list(reader)
-    return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}

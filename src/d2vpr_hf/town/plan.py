@@ -1,19 +1,36 @@
 """The plan of a made-up town: where its streets, houses, trees, lamps and parking bays are, as tensors by seed."""
 
-import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from enum import IntEnum
+from typing import Self
 
 import torch
 from torch import Tensor
+
+from .noise import tiling_noise
 
 BLOCK_M = 120.0  # from one crossing to the next
 PLACE_SPACING_M = BLOCK_M / 2  # places are crossings and the middles between two crossings
 PAVEMENT_M = 3.4
 HOUSE_DEPTH_M = 11.0
-FRONT, SIDE, BACK = 0, 1, 2
-FLAT, GABLE, PITCHED, STEPPED = 0, 1, 2, 3
-PLASTER, BRICK, CONCRETE, WOOD = 0, 1, 2, 3
-TREE, LAMP = 0, 1
+
+
+class Wall(IntEnum):
+    FRONT, SIDE, BACK = range(3)
+
+
+class Roof(IntEnum):
+    FLAT, GABLE, PITCHED, STEPPED = range(4)
+
+
+class Material(IntEnum):
+    PLASTER, BRICK, CONCRETE, WOOD = range(4)
+
+
+class Board(IntEnum):
+    TREE, LAMP = range(2)
+
 
 # Every house takes its colours from here, so that no colour belongs to one place.
 WALL_COLOURS = (
@@ -23,83 +40,86 @@ WALL_COLOURS = (
     ((0.44, 0.32, 0.21), (0.62, 0.58, 0.50), (0.30, 0.36, 0.38), (0.36, 0.42, 0.32), (0.50, 0.26, 0.19)),  # wood
 )
 ACCENT_COLOURS = (
-    (0.45, 0.10, 0.09),
-    (0.10, 0.25, 0.42),
-    (0.11, 0.32, 0.20),
-    (0.70, 0.52, 0.12),
-    (0.20, 0.20, 0.22),
-    (0.48, 0.28, 0.12),
-    (0.62, 0.62, 0.60),
-    (0.32, 0.16, 0.34),
-)
+    (0.45, 0.10, 0.09), (0.10, 0.25, 0.42), (0.11, 0.32, 0.20), (0.70, 0.52, 0.12),
+    (0.20, 0.20, 0.22), (0.48, 0.28, 0.12), (0.62, 0.62, 0.60), (0.32, 0.16, 0.34),
+)  # fmt: skip
+
+HOUSE_ROWS = (
+    "number", "storeys", "ground_m", "storey_m", "roof", "roof_m", "material", "wall_red", "wall_green", "wall_blue",
+    "trim", "accent", "door_accent", "columns", "window_width", "window_height", "sill_m", "arched", "panes_across",
+    "panes_up", "shutters", "blank", "balconies", "band", "shop", "awning", "door_column", "ground_columns", "banner",
+    "roof_tint",
+)  # fmt: skip
+
+
+class Tensors:
+    """A dataclass of tensors alone, which are moved, indexed and joined together."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with every tensor changed."""
+        return type(self)(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+    def to(self, device: str | torch.device) -> Self:
+        """The same on another device."""
+        return self.each(lambda values: values.to(device))
+
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        return self.each(lambda values: values[rows])
+
+    def __len__(self) -> int:
+        return len(getattr(self, fields(self)[0].name))
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """One after the other, along the first axis."""
+        return cls(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})
 
 
 @dataclass(frozen=True)
-class Street:
-    """A town as tensors, in metres east and north of its first crossing.
+class Street(Tensors):
+    """A town as tensors, in metres east and north of its first crossing."""
 
-    Attributes:
-        half_width_x: (lines,) from the middle of a north-south street to its facades; entry i lies at east
-            `BLOCK_M * (i - 1)`, so that the ring of blocks around the town has streets too.
-        half_width_y: (lines,) the same for the east-west streets.
-        walls: (walls, 4) ends of each wall in plan (east, north, east, north), left to right seen from outside.
-        wall_house: (walls,) row in `houses`.
-        wall_kind: (walls,) FRONT, SIDE or BACK.
-        houses: (attributes, houses), rows named by `HOUSE_ROWS`.
-        boards: (boards, 8) trees and lamps: kind, east, north, height_m, radius_m, foot of the crown_m, tint, number.
-        bays: (bays, 3) parking bays: east, north, and 1 where the street runs north-south.
-        places: (places, 3) east, north, and the street's course: 0 north-south, 1 east-west, 2 a crossing.
-        noise: (512, 512) fractal noise that tiles, mean 0, about -1 to 1.
-    """
-
+    # (lines,) from the middle of a north-south street to its facades; entry i lies at east `BLOCK_M * (i - 1)`, so that
+    # the ring of blocks around the town has streets too.
     half_width_x: Tensor
-    half_width_y: Tensor
-    walls: Tensor
-    wall_house: Tensor
-    wall_kind: Tensor
-    houses: Tensor
-    boards: Tensor
-    bays: Tensor
-    places: Tensor
-    noise: Tensor
+    half_width_y: Tensor  # (lines,) the same for the east-west streets
+    walls: Tensor  # (walls, 4) ends of each in plan (east, north, east, north), left to right seen from outside
+    wall_house: Tensor  # (walls,) row in `houses`
+    wall_kind: Tensor  # (walls,) a Wall each
+    houses: Tensor  # (attributes, houses), rows named by HOUSE_ROWS
+    boards: Tensor  # (boards, 8) trees, lamps: kind, east, north, height_m, radius_m, foot of crown_m, tint, number
+    bays: Tensor  # (bays, 3) parking bays: east, north, and 1 where the street runs north-south
+    places: Tensor  # (places, 3) east, north, and the street's course: 0 north-south, 1 east-west, 2 a crossing
+    noise: Tensor  # (512, 512) fractal noise that tiles, mean 0, about -1 to 1
 
-    def to(self, device: str | torch.device) -> "Street":
-        """The same town on another device."""
-        return Street(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+    def houses_at(self, rows: Tensor) -> dict[str, Tensor]:
+        """The attributes of houses by their names, each of the rows' shape."""
+        return dict(zip(HOUSE_ROWS, self.houses[:, rows], strict=True))
+
+    def beside(self, east: Tensor, north: Tensor) -> "Beside":
+        """Where points lie in the streets nearest to them."""
+        line_x, line_y = (east / BLOCK_M).round(), (north / BLOCK_M).round()
+        last = len(self.half_width_x) - 1
+        return Beside(
+            line_x,
+            line_y,
+            self.half_width_x.index_select(0, (line_x.long() + 1).clamp(0, last)),
+            self.half_width_y.index_select(0, (line_y.long() + 1).clamp(0, last)),
+            east - line_x * BLOCK_M,
+            north - line_y * BLOCK_M,
+        )
 
 
-HOUSE_ROWS = (
-    "number",
-    "storeys",
-    "ground_m",
-    "storey_m",
-    "roof",
-    "roof_m",
-    "material",
-    "wall_red",
-    "wall_green",
-    "wall_blue",
-    "trim",
-    "accent",
-    "door_accent",
-    "columns",
-    "window_width",
-    "window_height",
-    "sill_m",
-    "arched",
-    "panes_across",
-    "panes_up",
-    "shutters",
-    "blank",
-    "balconies",
-    "band",
-    "shop",
-    "awning",
-    "door_column",
-    "ground_columns",
-    "banner",
-    "roof_tint",
-)
+@dataclass(frozen=True)
+class Beside:
+    """Points in the nearest north-south street (x) and the nearest east-west street (y), (points,) each."""
+
+    line_x: Tensor  # number of the street
+    line_y: Tensor
+    half_x: Tensor  # metres from its middle to its facades
+    half_y: Tensor
+    offset_x: Tensor  # metres east, or north, of its middle
+    offset_y: Tensor
 
 
 def lay_out_street(places: int, seed: int) -> Street:
@@ -126,7 +146,7 @@ def lay_out_street(places: int, seed: int) -> Street:
         boards=_plant_boards(half_width_x, half_width_y, random),
         bays=_mark_bays(half_width_x, half_width_y),
         places=_choose_places(blocks, places, random),
-        noise=_tiling_noise(random),
+        noise=tiling_noise(random),
     )
 
 
@@ -162,23 +182,23 @@ def _build_walls(
             ):
                 for offset, width, setback in _divide_side(length, random):
                     inward = (-along[1], along[0])
-                    foot = (
-                        start[0] + along[0] * offset + inward[0] * setback,
-                        start[1] + along[1] * offset + inward[1] * setback,
-                    )
-                    right = (foot[0] + along[0] * width, foot[1] + along[1] * width)
-                    back_right = (right[0] + inward[0] * HOUSE_DEPTH_M, right[1] + inward[1] * HOUSE_DEPTH_M)
-                    back_left = (foot[0] + inward[0] * HOUSE_DEPTH_M, foot[1] + inward[1] * HOUSE_DEPTH_M)
-                    corners.append((foot, right, back_right, back_left))
+                    foot = _step(_step(start, along, offset), inward, setback)
+                    right = _step(foot, along, width)
+                    back = [_step(front, inward, HOUSE_DEPTH_M) for front in (right, foot)]
+                    corners.append((foot, right, *back))
                     widths.append(width)
                     # A corner house has fronts on both streets.
-                    left = FRONT if has_corners and offset == 0 else SIDE
-                    right_side = FRONT if has_corners and offset + width > length - 0.5 else SIDE
-                    kinds += [FRONT, right_side, BACK, left]
+                    left = Wall.FRONT if has_corners and offset == 0 else Wall.SIDE
+                    right_side = Wall.FRONT if has_corners and offset + width > length - 0.5 else Wall.SIDE
+                    kinds += [Wall.FRONT, right_side, Wall.BACK, left]
     ring = torch.tensor(corners)  # (houses, 4 corners, 2)
     walls = torch.cat([ring, ring.roll(-1, dims=1)], dim=-1).flatten(0, 1)  # (houses * 4, 4)
     wall_house = torch.arange(len(ring)).repeat_interleave(4)
     return walls, wall_house, torch.tensor(kinds), torch.tensor(widths)
+
+
+def _step(start: tuple[float, float], course: tuple[float, float], metres: float) -> tuple[float, float]:
+    return start[0] + course[0] * metres, start[1] + course[1] * metres
 
 
 def _divide_side(length: float, random: torch.Generator) -> list[tuple[float, float, float]]:
@@ -245,11 +265,7 @@ def _design_houses(widths: Tensor, random: torch.Generator) -> Tensor:
         "banner": chance(0.28) * uniform(0.1, 0.9),
         "roof_tint": uniform(0.0, 1.0),
     }
-    if tuple(rows) != HOUSE_ROWS:
-        raise RuntimeError(
-            f"house attributes {tuple(rows)} differ from HOUSE_ROWS {HOUSE_ROWS}; keep both in one order."
-        )
-    return torch.stack(list(rows.values()))
+    return torch.stack([rows[name] for name in HOUSE_ROWS])
 
 
 def _along_streets(half_width_x: Tensor, half_width_y: Tensor, spacing_m: float) -> tuple[Tensor, ...]:
@@ -283,7 +299,7 @@ def _plant_boards(half_width_x: Tensor, half_width_y: Tensor, random: torch.Gene
     side = torch.where(index % 2 == 0, 1.0, -1.0)
     lamp_east, lamp_north = _beside(east, north, course, side * (half_width - PAVEMENT_M + 0.4))
     ones = torch.ones_like(lamp_east)
-    lamps = [LAMP * ones, lamp_east, lamp_north, 5.6 * ones, 0.5 * ones, 0 * ones, 0 * ones]
+    lamps = [Board.LAMP * ones, lamp_east, lamp_north, 5.6 * ones, 0.5 * ones, 0 * ones, 0 * ones]
     east, north, course, half_width, _ = _along_streets(half_width_x, half_width_y, 11.0)
     trees = []
     for side in (-1.0, 1.0):
@@ -296,16 +312,9 @@ def _plant_boards(half_width_x: Tensor, half_width_y: Tensor, random: torch.Gene
         tree_east, tree_north = _beside(east, north, course, side * (half_width - PAVEMENT_M + 0.7))
         tree_east, tree_north = _beside(tree_east, tree_north, 1 - course, along)
         height = 5.0 + 4.5 * draw[2]
-        parts = [
-            0 * height + TREE,
-            tree_east,
-            tree_north,
-            height,
-            1.2 + 1.5 * draw[3],
-            2.1 + 0.9 * draw[4],
-            draw[5],
-        ]
-        trees.append(torch.stack(parts, dim=1)[stands])
+        radius, foot = 1.2 + 1.5 * draw[3], 2.1 + 0.9 * draw[4]
+        tree = torch.stack([0 * height + Board.TREE, tree_east, tree_north, height, radius, foot, draw[5]], dim=1)
+        trees.append(tree[stands])
     boards = torch.cat([torch.stack(lamps, dim=1), *trees])
     return torch.cat([boards, torch.arange(len(boards)).float()[:, None]], dim=1)
 
@@ -318,17 +327,3 @@ def _mark_bays(half_width_x: Tensor, half_width_y: Tensor) -> Tensor:
         bay_east, bay_north = _beside(east, north, course, side * (half_width - PAVEMENT_M - 1.15))
         sides.append(torch.stack([bay_east, bay_north, course.float()], dim=1))
     return torch.cat(sides)
-
-
-def _tiling_noise(random: torch.Generator, size: int = 512) -> Tensor:
-    """(size, size) sum of smooth random grids that continue over the edges."""
-    total = torch.zeros(size, size)
-    cells = 8
-    while cells <= size // 4:
-        grid = torch.rand(1, 1, cells, cells, generator=random) * 2 - 1
-        grid = torch.nn.functional.pad(grid, (1, 1, 1, 1), mode="circular")
-        scale = size // cells
-        smooth = torch.nn.functional.interpolate(grid, scale_factor=scale, mode="bicubic", align_corners=False)
-        total += smooth[0, 0, scale:-scale, scale:-scale] * math.sqrt(8 / cells) * 0.6
-        cells *= 2
-    return total

@@ -4,13 +4,14 @@ Walls, trees and cars stand upright, so where a ray meets them in plan hangs on 
 are cut into bins, the nearest few things of each bin are found once, and each ray looks its bin up.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .plan import HOUSE_ROWS, LAMP, Street
-from .surfaces import CAR_COLOURS, board_mask, hash01, roof_line
+from .noise import hash01
+from .plan import Board, Street, Tensors
+from .surfaces import CAR_COLOURS, board_mask, roof_line
 from .weather import Weather
 
 NEAR_WALLS, WALL_LAYERS = 160, 7
@@ -22,34 +23,16 @@ LAYERS = 8  # a ray's code is its kind times this, and the row of its bin's list
 
 
 @dataclass(frozen=True)
-class Cameras:
-    """A batch of pinhole cameras; every tensor is (batch,) float32.
+class Cameras(Tensors):
+    """A batch of pinhole cameras; every tensor is (batch,) float32."""
 
-    Attributes:
-        east, north, height_m: the camera's place, in metres of the town.
-        heading_deg: clockwise from north.
-        pitch_deg: upwards.
-        roll_deg: clockwise.
-        field_deg: horizontal field of view.
-    """
-
-    east: Tensor
+    east: Tensor  # metres of the town
     north: Tensor
     height_m: Tensor
-    heading_deg: Tensor
-    pitch_deg: Tensor
-    roll_deg: Tensor
-    field_deg: Tensor
-
-    def to(self, device: str | torch.device) -> "Cameras":
-        """The same cameras on another device."""
-        return Cameras(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
-
-    def __getitem__(self, rows: slice | Tensor) -> "Cameras":
-        return Cameras(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
-
-    def __len__(self) -> int:
-        return len(self.east)
+    heading_deg: Tensor  # clockwise from north
+    pitch_deg: Tensor  # upwards
+    roll_deg: Tensor  # clockwise
+    field_deg: Tensor  # horizontal field of view
 
 
 @dataclass(frozen=True)
@@ -192,8 +175,7 @@ def _walls_in_view(street: Street, eye: Tensor, forward: Tensor, middles: Tensor
     # How fast the place along the wall changes with the course, for the size of a pixel on it.
     speed = (ahead_0 * run_right - right_0 * run_ahead) / denominator.square()
     house, kind = street.wall_house[wall], street.wall_kind[wall]
-    attributes = dict(zip(HOUSE_ROWS, street.houses[:, house], strict=True))
-    top = roof_line(attributes, kind, share * length, length)
+    top = roof_line(street.houses_at(house), kind, share * length, length)
     normal = torch.stack([corner[..., 3] - corner[..., 1], corner[..., 0] - corner[..., 2]], dim=1) / length[:, None]
     return {
         "ahead": ahead,
@@ -216,7 +198,7 @@ def _boards_in_view(street: Street, eye: Tensor, forward: Tensor, middles: Tenso
     in_view = (ahead > 1.5) & (right.abs() < middles[:, -1:].abs() * ahead + 4)
     _, near = nearest(torch.where(in_view, ahead, FAR_M), NEAR_BOARDS)
     right, ahead = right.gather(1, near)[..., None], ahead.gather(1, near)[..., None]
-    reach = torch.where(street.boards[near, 0] == LAMP, 0.4, street.boards[near, 4] * 1.35)[..., None]
+    reach = torch.where(street.boards[near, 0] == Board.LAMP, 0.4, street.boards[near, 4] * 1.35)[..., None]
     met = ((middles[:, None] * ahead - right).abs() < reach) & (ahead > 1.5)
     found, rows = _layers(torch.where(met, ahead.expand_as(met), FAR_M), BOARD_LAYERS)
     flat = rows.flatten(1)
@@ -264,10 +246,7 @@ def _cars_in_view(street: Street, weather: Weather, eye: Tensor, forward: Tensor
             one = (middle[..., None] - half[..., None] - position) / safe
             other = (middle[..., None] + half[..., None] - position) / safe
             spans.append((torch.minimum(one, other), torch.maximum(one, other)))
-        found[name] = (
-            torch.maximum(spans[0][0], spans[1][0]),
-            torch.minimum(spans[0][1], spans[1][1]),
-        )
+        found[name] = torch.maximum(spans[0][0], spans[1][0]), torch.minimum(spans[0][1], spans[1][1])
     enter, leave = found["body"]
     met = (enter < leave) & (enter > 0.3) & (score < FAR_M**2)[..., None]
     entered, rows = _layers(torch.where(met, enter, FAR_M), CAR_LAYERS)

@@ -6,30 +6,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .plan import BLOCK_M, LAMP, PAVEMENT_M, Street
+from .noise import hash01, mix, noise_at, smooth_noise_at
+from .plan import BLOCK_M, PAVEMENT_M, Board, Street, Tensors
 from .rays import BOARD, CAR, CAR_LAYERS, FAR_M, GROUND, LAYERS, SKY, WALL, Cameras, Rays, cast_rays, nearest, to_view
-from .surfaces import (
-    Surface,
-    hash01,
-    mix,
-    noise_at,
-    shade_boards,
-    shade_cars,
-    shade_ground,
-    shade_walls,
-    smooth_noise_at,
-)
+from .surfaces import OnWall, Surface, shade_boards, shade_cars, shade_ground, shade_walls
 from .weather import Weather
 
+SUPERSAMPLE = 2  # rays a pixel along each side
 NEAR_LAMPS = 8
 HILLS_M = 40.0  # height of the hills around the town, at `HORIZON_M`
 HORIZON_M = 900.0
 
 
 @torch.no_grad()
-def render(
-    street: Street, cameras: Cameras, weather: Weather, *, height: int = 240, width: int = 320, supersample: int = 2
-) -> Tensor:
+def render(street: Street, cameras: Cameras, weather: Weather, *, height: int = 240, width: int = 320) -> Tensor:
     """Photos as (batch, height, width, 3) uint8 sRGB, on the device of the town.
 
     Args:
@@ -37,19 +27,18 @@ def render(
         cameras: where each photo is taken from.
         weather: light and weather of each photo, one a camera.
         height, width: of the photo, in pixels.
-        supersample: rays a pixel along each side.
     """
     if len(cameras) != len(weather):
         raise ValueError(f"render got {len(cameras)} cameras and {len(weather)} weathers. Give one weather a camera.")
-    rays = cast_rays(street, cameras, weather, height * supersample, width * supersample)
-    light = _expose(street, weather, rays, supersample)  # (batch, 3, height, width), linear
-    light = _add_halos(street, cameras, weather, light, rays, supersample)
+    rays = cast_rays(street, cameras, weather, height * SUPERSAMPLE, width * SUPERSAMPLE)
+    light = _expose(street, weather, rays)  # (batch, 3, height, width), linear
+    light = _add_halos(street, cameras, weather, light, rays)
     light = _add_fall(street.noise, weather, light)
     return _develop(weather, light)
 
 
 @dataclass(frozen=True)
-class _Hits:
+class _Hits(Tensors):
     """Samples of the picture and what they meet, (samples,) each."""
 
     view: Tensor
@@ -59,9 +48,6 @@ class _Hits:
     course: Tensor
     rise: Tensor
     pixel: Tensor  # width of the sample, metres at 1 m ahead
-
-    def select(self, at: Tensor) -> "_Hits":
-        return _Hits(**{name: values.index_select(0, at) for name, values in self.__dict__.items()})
 
     def of(self, table: Tensor) -> Tensor:
         """(samples,) entries of a (batch, layers, bins) table."""
@@ -95,15 +81,15 @@ class _Points:
         )
 
 
-def _expose(street: Street, weather: Weather, rays: Rays, supersample: int) -> Tensor:
+def _expose(street: Street, weather: Weather, rays: Rays) -> Tensor:
     """(batch, 3, height, width) linear light; a pixel whose rays all meet one plane is sampled once."""
     batch = len(weather)
-    height, width = (side // supersample for side in rays.shape)
+    height, width = (side // SUPERSAMPLE for side in rays.shape)
 
     def by_pixel(values: Tensor) -> Tensor:
         """(batch * height * width, rays of a pixel)"""
-        blocks = values.view(batch, height, supersample, width, supersample).transpose(2, 3)
-        return blocks.reshape(-1, supersample**2)
+        blocks = values.view(batch, height, SUPERSAMPLE, width, SUPERSAMPLE).transpose(2, 3)
+        return blocks.reshape(-1, SUPERSAMPLE**2)
 
     code, column = by_pixel(rays.code), by_pixel(rays.column)
     course, rise, ahead = by_pixel(rays.course), by_pixel(rays.rise), by_pixel(rays.ahead)
@@ -120,10 +106,10 @@ def _expose(street: Street, weather: Weather, rays: Rays, supersample: int) -> T
         first = values.index_select(0, once)
         return torch.cat([first.mean(dim=1) if mean else first[:, 0], values.index_select(0, often).flatten()])
 
-    view = torch.cat([view[once], view[often].repeat_interleave(supersample**2)])
+    view = torch.cat([view[once], view[often].repeat_interleave(SUPERSAMPLE**2)])
     kind = samples(kind, mean=False)
     size = torch.full_like(view, 1.0, dtype=torch.float32)
-    size[: len(once)] = supersample
+    size[: len(once)] = SUPERSAMPLE
     hits = _Hits(
         view,
         samples(column, mean=False),
@@ -139,10 +125,10 @@ def _expose(street: Street, weather: Weather, rays: Rays, supersample: int) -> T
     ):  # fmt: skip
         at = (kind == this).nonzero()[:, 0]
         if len(at):
-            light[:, at] = shader(street, weather, rays, hits.select(at))
+            light[:, at] = shader(street, weather, rays, hits[at])
     picture = torch.empty(3, batch * height * width, device=view.device)
     picture[:, once] = light[:, : len(once)]
-    picture[:, often] = light[:, len(once) :].view(3, -1, supersample**2).mean(dim=2)
+    picture[:, often] = light[:, len(once) :].view(3, -1, SUPERSAMPLE**2).mean(dim=2)
     return picture.view(3, batch, height, width).transpose(0, 1)
 
 
@@ -152,17 +138,16 @@ def _light_walls(street: Street, weather: Weather, rays: Rays, hits: _Hits) -> T
     spread = hits.of(walls["spread"])
     # The table holds the middle of the bin, and the sample may lie beside it.
     aside = hits.course - rays.middles.flatten().index_select(0, hits.view * bins + hits.bin)
-    surface = shade_walls(
-        street,
-        hits.of(walls["house"]),
-        hits.of(walls["kind"]),
-        hits.of(walls["along"]) + spread * aside,
-        points.z,
-        hits.of(walls["length"]),
-        spread.abs() * hits.pixel,
-        points.size,
-        points.weather,
+    at = OnWall(
+        house=hits.of(walls["house"]),
+        kind=hits.of(walls["kind"]),
+        u=hits.of(walls["along"]) + spread * aside,
+        z=points.z,
+        length=hits.of(walls["length"]),
+        blur_u=spread.abs() * hits.pixel,
+        blur_z=points.size,
     )
+    surface = shade_walls(street, at, points.weather)
     normal = (hits.of(walls["normal_east"]), hits.of(walls["normal_north"]), torch.zeros_like(points.z))
     return _lit(street, points, surface, normal)
 
@@ -240,34 +225,28 @@ def _lit(street: Street, points: _Points, surface: Surface, normal: tuple[Tensor
 def _sun_reaches(street: Street, hits: _Points) -> Tensor:
     """(hits,) 0 where the houses across the street stand in the sun; their roofs are taken as 9 to 15 m high."""
     sun = hits.weather.sun
-    line_x, line_y = (hits.east / BLOCK_M).round(), (hits.north / BLOCK_M).round()
-    last = len(street.half_width_x) - 1
-    half_x = street.half_width_x.index_select(0, (line_x.long() + 1).clamp(0, last))
-    half_y = street.half_width_y.index_select(0, (line_y.long() + 1).clamp(0, last))
-    offset_x, offset_y = hits.east - line_x * BLOCK_M, hits.north - line_y * BLOCK_M
-    in_x, in_y = offset_x.abs() < half_x + 1.6, offset_y.abs() < half_y + 1.6
+    at = street.beside(hits.east, hits.north)
+    in_x, in_y = at.offset_x.abs() < at.half_x + 1.6, at.offset_y.abs() < at.half_y + 1.6
     # Metres in plan to the facade towards the sun.
-    to_x = (half_x - offset_x * sun[:, 0].sign()).clamp(min=0) / sun[:, 0].abs().clamp(min=1e-3)
-    to_y = (half_y - offset_y * sun[:, 1].sign()).clamp(min=0) / sun[:, 1].abs().clamp(min=1e-3)
+    to_x = (at.half_x - at.offset_x * sun[:, 0].sign()).clamp(min=0) / sun[:, 0].abs().clamp(min=1e-3)
+    to_y = (at.half_y - at.offset_y * sun[:, 1].sign()).clamp(min=0) / sun[:, 1].abs().clamp(min=1e-3)
     run = torch.where(in_x, to_x, to_y)
     crossing = in_x & in_y
     across = torch.where(in_x, hits.north + run * sun[:, 1], hits.east + run * sun[:, 0])
-    roof = 9 + 6 * hash01((across / 11).floor().long() + 1000, line_x.long() * 31 + line_y.long() + 1000, 21)
+    block = at.line_x.long() * 31 + at.line_y.long() + 1000
+    roof = 9 + 6 * hash01((across / 11).floor().long() + 1000, block, 21)
     level = hits.z + run * sun[:, 2] / sun[:, :2].norm(dim=1).clamp(min=1e-3)
     return torch.where(crossing, 1.0, ((level - roof) / 0.4 + 0.5).clamp(0, 1))
 
 
 def _lamp_light(street: Street, hits: _Points, normal: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """(hits,) light of the nearest street lamps, which stand every 24 m on alternate sides of each street."""
-    line_x, line_y = (hits.east / BLOCK_M).round(), (hits.north / BLOCK_M).round()
-    last = len(street.half_width_x) - 1
-    half_x = street.half_width_x.index_select(0, (line_x.long() + 1).clamp(0, last))
-    half_y = street.half_width_y.index_select(0, (line_y.long() + 1).clamp(0, last))
-    offset_x, offset_y = hits.east - line_x * BLOCK_M, hits.north - line_y * BLOCK_M
-    on_x = (offset_x.abs() < half_x + 1.6) & ((offset_y.abs() >= half_y) | (offset_x.abs() < offset_y.abs()))
+    at = street.beside(hits.east, hits.north)
+    away_x, away_y = at.offset_x.abs(), at.offset_y.abs()
+    on_x = (away_x < at.half_x + 1.6) & ((away_y >= at.half_y) | (away_x < away_y))
     along = torch.where(on_x, hits.north, hits.east) + BLOCK_M
-    across = torch.where(on_x, offset_x, offset_y)
-    half = torch.where(on_x, half_x, half_y)
+    across = torch.where(on_x, at.offset_x, at.offset_y)
+    half = torch.where(on_x, at.half_x, at.half_y)
     nearest = (along / 24 - 0.5).round()
     total = torch.full_like(across, 0.02)
     across_normal = torch.where(on_x, normal[0], normal[1])
@@ -308,21 +287,19 @@ def _light_sky(street: Street, weather: Weather, rays: Rays, hits: _Hits) -> Ten
     return mix(sky, ridge, ((crest - up) * 300).clamp(0, 1))
 
 
-def _add_halos(
-    street: Street, cameras: Cameras, weather: Weather, light: Tensor, rays: Rays, supersample: int
-) -> Tensor:
+def _add_halos(street: Street, cameras: Cameras, weather: Weather, light: Tensor, rays: Rays) -> Tensor:
     """Glare around the lamps that are in view and nothing hides."""
     if not bool((weather.lamps > 0).any()):
         return light
     batch, _, height, width = light.shape
-    is_lamp = street.boards[:, 0] == LAMP
+    is_lamp = street.boards[:, 0] == Board.LAMP
     lamps = street.boards[is_lamp]
     right, ahead = to_view(lamps[None, :, 1:3].expand(batch, -1, -1), rays.eye, rays.forward)
     in_view = (ahead > 2) & (right.abs() < ahead * 1.2)
     score, near = nearest(torch.where(in_view, ahead, FAR_M), NEAR_LAMPS)
     right, ahead = right.gather(1, near), ahead.gather(1, near)
     ahead = ahead.clamp(min=0.5)
-    focal = (rays.focal / supersample)[:, None]
+    focal = (rays.focal / SUPERSAMPLE)[:, None]
     roll, pitch = (torch.deg2rad(angle)[:, None] for angle in (cameras.roll_deg, cameras.pitch_deg))
     up = 5.45 - rays.eye[:, 2:]
     depth = ahead * pitch.cos() + up * pitch.sin()
@@ -331,7 +308,7 @@ def _add_halos(
     y = height / 2 - (lift * roll.cos() + right * roll.sin()) / depth * focal
     inside = (x > 0) & (x < width) & (y > 0) & (y < height) & (score < FAR_M)
     rows, columns = rays.shape
-    at = (y * supersample).long().clamp(0, rows - 1) * columns + (x * supersample).long().clamp(0, columns - 1)
+    at = (y * SUPERSAMPLE).long().clamp(0, rows - 1) * columns + (x * SUPERSAMPLE).long().clamp(0, columns - 1)
     clear = rays.ahead.gather(1, at) > ahead - 1.0
     strength = weather.lamps[:, None] * (inside & clear) * (-ahead * weather.fog_per_m[:, None]).exp()
     grid_x = torch.arange(width, device=light.device) + 0.5

@@ -5,23 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .plan import (
-    ACCENT_COLOURS,
-    BACK,
-    BLOCK_M,
-    BRICK,
-    CONCRETE,
-    FRONT,
-    GABLE,
-    HOUSE_ROWS,
-    LAMP,
-    PAVEMENT_M,
-    PITCHED,
-    PLASTER,
-    STEPPED,
-    WOOD,
-    Street,
-)
+from .noise import hash01, inside, mix, noise_at
+from .plan import ACCENT_COLOURS, PAVEMENT_M, Board, Material, Roof, Street, Wall
 from .weather import Weather
 
 
@@ -34,48 +19,6 @@ class Surface:
     gloss: Tensor | float = 0.0
 
 
-def hash01(*keys: Tensor | int) -> Tensor:
-    """Numbers in [0, 1) that depend on whole-number keys alone, the same on every device."""
-    mixed = 0
-    for key, prime in zip(keys, (73856093, 19349663, 83492791, 49979687), strict=False):
-        mixed = mixed ^ (key * prime)
-    mixed = ((mixed ^ (mixed >> 15)) * 1274126177) & 0x7FFFFFFF
-    mixed = ((mixed ^ (mixed >> 13)) * 668265263) & 0x7FFFFFFF
-    return ((mixed >> 7) & 0xFFFFF).float() / 0x100000
-
-
-def noise_at(noise: Tensor, a: Tensor, b: Tensor, texels_per_m: float = 24.0) -> Tensor:
-    """Fractal noise at coordinates in metres; repeats every `512 / texels_per_m` metres."""
-    row = (a * texels_per_m).long() & 511
-    column = (b * texels_per_m).long() & 511
-    return noise.flatten().index_select(0, row * 512 + column)
-
-
-def smooth_noise_at(noise: Tensor, a: Tensor, b: Tensor, texels_per_m: float = 24.0) -> Tensor:
-    """As `noise_at`, without steps where the picture shows single texels."""
-    row, column = a * texels_per_m, b * texels_per_m
-    top, left = row.floor(), column.floor()
-    flat, first_row, first_column = noise.flatten(), top.long(), left.long()
-
-    def texel(down: int, right: int) -> Tensor:
-        return flat.index_select(0, ((first_row + down) & 511) * 512 + ((first_column + right) & 511))
-
-    upper = torch.lerp(texel(0, 0), texel(0, 1), column - left)
-    return torch.lerp(upper, torch.lerp(texel(1, 0), texel(1, 1), column - left), row - top)
-
-
-def inside(value: Tensor, low: Tensor | float, high: Tensor | float, blur: Tensor) -> Tensor:
-    """How much of a pixel `blur` wide, centred on `value`, lies between `low` and `high`."""
-    return (((value - low) / blur + 0.5).clamp(0, 1) + ((high - value) / blur + 0.5).clamp(0, 1) - 1).clamp(min=0)
-
-
-def mix(under: Tensor, over: Tensor | tuple[float, float, float], share: Tensor) -> Tensor:
-    """(3, points) `over` laid on `under` where `share` (points,) is 1."""
-    if isinstance(over, tuple):
-        over = torch.tensor(over, device=under.device)[:, None]
-    return torch.addcmul(under, over - under, share)
-
-
 def _rgb(like: Tensor, red: float, green: float, blue: float) -> Tensor:
     return torch.tensor([red, green, blue], device=like.device)[:, None]
 
@@ -85,38 +28,33 @@ def roof_line(attributes: dict[str, Tensor], kind: Tensor, u: Tensor, length: Te
     eaves = attributes["ground_m"] + attributes["storeys"] * attributes["storey_m"]
     roof, rise = attributes["roof"], attributes["roof_m"]
     slope = 1 - (2 * u / length - 1).abs()  # 0 at both ends, 1 in the middle
-    front_rise = torch.where(roof == GABLE, rise * 1.4 * slope, torch.full_like(slope, 0.5))
-    front_rise = torch.where(roof == STEPPED, rise * 1.2 * (slope * 4).ceil() / 4, front_rise)
-    front_rise = torch.where(roof == PITCHED, rise, front_rise)
-    side_rise = torch.where(roof == PITCHED, rise * slope, torch.full_like(slope, 0.5))
-    return eaves + torch.where((kind == FRONT) | (kind == BACK), front_rise, side_rise)
+    front_rise = torch.where(roof == Roof.GABLE, rise * 1.4 * slope, torch.full_like(slope, 0.5))
+    front_rise = torch.where(roof == Roof.STEPPED, rise * 1.2 * (slope * 4).ceil() / 4, front_rise)
+    front_rise = torch.where(roof == Roof.PITCHED, rise, front_rise)
+    side_rise = torch.where(roof == Roof.PITCHED, rise * slope, torch.full_like(slope, 0.5))
+    return eaves + torch.where((kind == Wall.FRONT) | (kind == Wall.BACK), front_rise, side_rise)
 
 
-def shade_walls(
-    street: Street,
-    house: Tensor,
-    kind: Tensor,
-    u: Tensor,
-    z: Tensor,
-    length: Tensor,
-    blur_u: Tensor,
-    blur_z: Tensor,
-    weather: Weather,
-) -> Surface:
-    """Facades at some points.
+@dataclass(frozen=True)
+class OnWall:
+    """Points on walls, (points,) each."""
 
-    Args:
-        house, kind: (points,) row of the house and kind of its wall.
-        u, z: (points,) metres from the wall's left end and above the ground.
-        length: (points,) metres, the wall's.
-        blur_u, blur_z: (points,) size of the pixel on the wall, in metres.
-        weather: of the photo of each point.
-    """
+    house: Tensor  # row of the house
+    kind: Tensor  # a Wall each
+    u: Tensor  # metres from the wall's left end
+    z: Tensor  # metres above the ground
+    length: Tensor  # metres, the wall's
+    blur_u: Tensor  # size of the pixel on the wall, in metres
+    blur_z: Tensor
+
+
+def shade_walls(street: Street, at: OnWall, weather: Weather) -> Surface:
+    """Facades at some points, in the weather of each point's photo."""
     lit_share, lamps, snow, visit = weather.lit_share, weather.lamps, weather.snow, weather.visit
-    attributes = dict(zip(HOUSE_ROWS, street.houses.index_select(1, house), strict=True))
-    a = attributes
-    front = kind == FRONT
-    number = house * 4 + kind
+    u, z, blur_u, blur_z = at.u, at.z, at.blur_u, at.blur_z
+    a = street.houses_at(at.house)
+    front = at.kind == Wall.FRONT
+    number = at.house * 4 + at.kind
     eaves = a["ground_m"] + a["storeys"] * a["storey_m"]
     albedo = _masonry(street.noise, a, u, z, blur_z, number)
     trim = a["trim"] * _rgb(u, 1.0, 0.97, 0.90)
@@ -129,9 +67,9 @@ def shade_walls(
     storey = ((z - a["ground_m"]) / a["storey_m"]).floor()
     on_ground = storey < 0
     plain = ~front
-    columns = torch.where(plain, (length / 4.0).floor().clamp(min=1), a["columns"])
+    columns = torch.where(plain, (at.length / 4.0).floor().clamp(min=1), a["columns"])
     columns = torch.where(on_ground & front, a["ground_columns"], columns)
-    pitch = (length - 2 * margin) / columns
+    pitch = (at.length - 2 * margin) / columns
     column = ((u - margin) / pitch).floor().clamp(min=0).minimum(columns - 1)
     across = u - margin - (column + 0.5) * pitch  # metres from the middle of the cell
     up = torch.where(on_ground, z, z - a["ground_m"] - storey * a["storey_m"])
@@ -144,7 +82,7 @@ def shade_walls(
     has_window = (cell >= torch.where(plain, 0.55, a["blank"])) & ~door & ~attic
     # A dormer or a gable window in every other column of the roof.
     dormer = attic & front & (a["roof"] != 0) & (torch.remainder(column + a["number"], 2) == 0) & (a["columns"] > 2)
-    has_window = has_window | (dormer & (a["roof"] == PITCHED))
+    has_window = has_window | (dormer & (a["roof"] == Roof.PITCHED))
 
     half = 0.5 * pitch * torch.where(shop, 0.86, torch.where(plain, 0.3, a["window_width"]))
     half = half.minimum(torch.where(shop, 3.0, 1.1))
@@ -175,7 +113,7 @@ def shade_walls(
     albedo = mix(albedo, trim * 0.9, edge)
     cornice = inside(z, eaves - 0.35, eaves + 0.12, blur_z) * front
     albedo = mix(albedo, trim * 0.85, cornice)
-    tiles = attic & (a["roof"] == PITCHED)
+    tiles = attic & (a["roof"] == Roof.PITCHED)
     slate = 0.10 + 0.16 * a["roof_tint"]
     tile_colour = torch.stack([slate * (1 + 1.2 * a["roof_tint"]), slate, slate * 0.9])
     tile_colour = tile_colour * (0.85 + 0.3 * inside((z / 0.35).frac(), 0.0, 0.6, blur_z / 0.35))
@@ -211,7 +149,7 @@ def shade_walls(
     glow = glow * (1 - 0.8 * rail * bars)
     albedo = mix(albedo, trim * 0.7, slab)
 
-    albedo, glow = _signs(a, albedo, glow, accent, u, z, length, blur_u, blur_z, front, eaves, lamps)
+    albedo, glow = _signs(a, at, albedo, glow, accent, lamps)
     ledge = inside(up, low - 0.20, low - 0.02, blur_z) * inside(across, -half - 0.2, half + 0.2, blur_u) * has_window
     albedo = mix(albedo, (0.88, 0.90, 0.94), ledge * snow * front)
     return Surface(albedo=albedo, glow=glow, gloss=glass * 0.6 * (1 - curtain))
@@ -234,7 +172,12 @@ def _masonry(noise: Tensor, a: dict[str, Tensor], u: Tensor, z: Tensor, blur_z: 
     )
     plain = torch.ones_like(u)
     pattern = plain
-    for kind, value in ((PLASTER, plain), (BRICK, brick), (CONCRETE, panel), (WOOD, board)):
+    for kind, value in (
+        (Material.PLASTER, plain),
+        (Material.BRICK, brick),
+        (Material.CONCRETE, panel),
+        (Material.WOOD, board),
+    ):
         pattern = torch.where(material == kind, value, pattern)
     plinth = torch.where(z < 0.6, 0.72, 1.0)
     damp = 1 - 0.18 * (-z / 1.2).exp()
@@ -242,20 +185,11 @@ def _masonry(noise: Tensor, a: dict[str, Tensor], u: Tensor, z: Tensor, blur_z: 
 
 
 def _signs(
-    a: dict[str, Tensor],
-    albedo: Tensor,
-    glow: Tensor,
-    accent: Tensor,
-    u: Tensor,
-    z: Tensor,
-    length: Tensor,
-    blur_u: Tensor,
-    blur_z: Tensor,
-    front: Tensor,
-    eaves: Tensor,
-    lamps: Tensor,
+    a: dict[str, Tensor], at: OnWall, albedo: Tensor, glow: Tensor, accent: Tensor, lamps: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Shop fascias with letters, awnings, and banners painted from the first storey to the eaves."""
+    u, z, length, blur_u, blur_z = at.u, at.z, at.length, at.blur_u, at.blur_z
+    front, eaves = at.kind == Wall.FRONT, a["ground_m"] + a["storeys"] * a["storey_m"]
     shop = front & (a["shop"] > 0)
     number = a["number"].long()
     fascia_low, fascia_high = a["ground_m"] - 0.95, a["ground_m"] - 0.15
@@ -294,15 +228,10 @@ def _letters(number: Tensor, column: Tensor, row: Tensor, columns: Tensor | int,
 
 def shade_ground(street: Street, east: Tensor, north: Tensor, blur: Tensor, wet: Tensor, snow: Tensor) -> Surface:
     """Road, markings, pavement and yards at (points,) metres east and north; blur is the pixel's size in metres."""
-    line_x, line_y = (east / BLOCK_M).round(), (north / BLOCK_M).round()
-    last = len(street.half_width_x) - 1
-    half_x = street.half_width_x.index_select(0, (line_x.long() + 1).clamp(0, last))
-    half_y = street.half_width_y.index_select(0, (line_y.long() + 1).clamp(0, last))
-    across_x, across_y = (east - line_x * BLOCK_M).abs(), (north - line_y * BLOCK_M).abs()
-    road_x, road_y = half_x - PAVEMENT_M, half_y - PAVEMENT_M
-    # Paved up to houses that are set back, too.
-    in_x, in_y = across_x < half_x + 1.5, across_y < half_y + 1.5
-    outside_x, outside_y = across_x - road_x, across_y - road_y  # metres beyond the kerb
+    at = street.beside(east, north)
+    half_x, half_y, across_x, across_y = at.half_x, at.half_y, at.offset_x.abs(), at.offset_y.abs()
+    # Metres beyond the kerb.
+    outside_x, outside_y = across_x - (half_x - PAVEMENT_M), across_y - (half_y - PAVEMENT_M)
     outside = torch.minimum(outside_x, outside_y)
     coarse = noise_at(street.noise, east * 0.5, north * 0.5)
     fine = noise_at(street.noise, east * 3.1, north * 3.1) * (1 - blur * 6).clamp(0, 1)
@@ -332,7 +261,8 @@ def shade_ground(street: Street, east: Tensor, north: Tensor, blur: Tensor, wet:
     albedo = torch.where(outside < 0, road, pavement)
     gutter = inside(outside, -0.35, 0.0, blur)
     albedo = albedo * (1 - 0.35 * gutter)
-    yard = ~(in_x | in_y)
+    # Paved up to houses that are set back, too.
+    yard = ~((across_x < half_x + 1.5) | (across_y < half_y + 1.5))
     grass = (0.8 + 0.3 * coarse) * _rgb(east, 0.16, 0.20, 0.08)
     albedo = torch.where(yard, grass, albedo)
     tracks = inside(torch.where(along_x, across_x, across_y), 1.0, 1.5, blur.clamp(min=0.3)) * (outside < 0)
@@ -356,7 +286,7 @@ def board_mask(noise: Tensor, board: Tensor, x: Tensor, z: Tensor, blur: Tensor)
     trunk = (x.abs() < (0.13 + 0.02 * (2.5 - z)).maximum(blur * 0.4)) & (z < middle)
     post = (x.abs() < torch.full_like(x, 0.07).maximum(blur * 0.4)) & (z < height - 0.2)
     head = (x.abs() < 0.34) & (z > height - 0.3) & (z < height)
-    return torch.where(kind == LAMP, post | head, crown | trunk) & (z > 0)
+    return torch.where(kind == Board.LAMP, post | head, crown | trunk) & (z > 0)
 
 
 def shade_boards(noise: Tensor, board: Tensor, x: Tensor, z: Tensor, lamps: Tensor, snow: Tensor) -> Surface:
@@ -372,7 +302,7 @@ def shade_boards(noise: Tensor, board: Tensor, x: Tensor, z: Tensor, lamps: Tens
     leaves = mix(leaves, (0.85, 0.88, 0.92), snow * (0.45 + 0.4 * top + 0.6 * clumps).clamp(0, 0.95))
     bark = _rgb(x, 0.11, 0.085, 0.065) * (1 + 0.4 * clumps).clamp(min=0.3)
     albedo = torch.where(leafy, leaves, bark)
-    is_lamp = kind == LAMP
+    is_lamp = kind == Board.LAMP
     albedo = torch.where(is_lamp, torch.full_like(albedo, 0.10), albedo)
     head = is_lamp & (z > height - 0.3)
     glow = _rgb(x, 1.0, 0.80, 0.50) * (3.0 * lamps * head)
@@ -380,15 +310,9 @@ def shade_boards(noise: Tensor, board: Tensor, x: Tensor, z: Tensor, lamps: Tens
 
 
 CAR_COLOURS = (
-    (0.55, 0.56, 0.58),
-    (0.05, 0.05, 0.06),
-    (0.70, 0.70, 0.69),
-    (0.16, 0.17, 0.19),
-    (0.40, 0.05, 0.05),
-    (0.06, 0.12, 0.30),
-    (0.72, 0.72, 0.70),
-    (0.10, 0.20, 0.13),
-)
+    (0.55, 0.56, 0.58), (0.05, 0.05, 0.06), (0.70, 0.70, 0.69), (0.16, 0.17, 0.19),
+    (0.40, 0.05, 0.05), (0.06, 0.12, 0.30), (0.72, 0.72, 0.70), (0.10, 0.20, 0.13),
+)  # fmt: skip
 
 
 def shade_cars(

@@ -1,67 +1,40 @@
 """Light and weather of a street scene: what differs between two visits to the same place."""
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from .plan import Tensors
 
 CONDITIONS = ("day", "dusk", "night", "fog", "rain", "snow")
 
 
 @dataclass(frozen=True)
-class Weather:
-    """Light and weather of a batch of photos; every tensor's first axis is the photo.
+class Weather(Tensors):
+    """Light and weather of a batch of photos; every tensor's first axis is the photo, colours are linear RGB."""
 
-    Attributes:
-        sun: (batch, 3) unit vector to the sun, east, north, up.
-        sun_light: (batch, 3) linear RGB of sunlight.
-        sky_light: (batch, 3) linear RGB of the light from the whole sky.
-        zenith, horizon: (batch, 3) linear RGB of the sky.
-        clouds: (batch,) share of cloud, 0 to 1.
-        fog_per_m: (batch,) extinction; the sky's horizon is its colour.
-        lamps: (batch,) strength of street lamps and windows, 0 by day.
-        lit_share: (batch,) share of windows with light behind them.
-        wet, snow: (batch,) 0 to 1.
-        traffic: (batch,) share of parking bays that are taken.
-        exposure: (batch,) factor before the camera's tone curve.
-        tint: (batch, 3) white balance.
-        grain: (batch,) standard deviation of the sensor noise, after the tone curve.
-        visit: (batch,) int64 number from which cars, lit windows, drops and grain are drawn.
-    """
-
-    sun: Tensor
-    sun_light: Tensor
-    sky_light: Tensor
-    zenith: Tensor
-    horizon: Tensor
-    clouds: Tensor
-    fog_per_m: Tensor
-    lamps: Tensor
-    lit_share: Tensor
-    wet: Tensor
-    snow: Tensor
-    traffic: Tensor
-    exposure: Tensor
-    tint: Tensor
-    grain: Tensor
-    visit: Tensor
-
-    def to(self, device: str | torch.device) -> "Weather":
-        """The same weather on another device."""
-        return Weather(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
-
-    def __getitem__(self, rows: slice) -> "Weather":
-        return Weather(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+    sun: Tensor  # (batch, 3) unit vector to the sun, east, north, up
+    sun_light: Tensor  # (batch, 3)
+    sky_light: Tensor  # (batch, 3) light from the whole sky
+    zenith: Tensor  # (batch, 3) of the sky
+    horizon: Tensor  # (batch, 3)
+    clouds: Tensor  # (batch,) share of cloud, 0 to 1
+    fog_per_m: Tensor  # (batch,) extinction; the sky's horizon is its colour
+    lamps: Tensor  # (batch,) strength of street lamps and windows, 0 by day
+    lit_share: Tensor  # (batch,) share of windows with light behind them
+    wet: Tensor  # (batch,) 0 to 1
+    snow: Tensor  # (batch,) 0 to 1
+    traffic: Tensor  # (batch,) share of parking bays that are taken
+    exposure: Tensor  # (batch,) factor before the camera's tone curve
+    tint: Tensor  # (batch, 3) white balance
+    grain: Tensor  # (batch,) standard deviation of the sensor noise, after the tone curve
+    visit: Tensor  # (batch,) int64 number from which cars, lit windows, drops and grain are drawn
 
     def spread(self, photo: Tensor) -> "Weather":
         """The weather of each of many points, given their photo's row; one photo's is left to broadcast."""
-        if len(self) == 1:
-            return self
-        return Weather(**{field.name: getattr(self, field.name).index_select(0, photo) for field in fields(self)})
-
-    def __len__(self) -> int:
-        return len(self.visit)
+        return self if len(self) == 1 else self.each(lambda values: values.index_select(0, photo))
 
 
 @dataclass(frozen=True)
