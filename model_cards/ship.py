@@ -5,7 +5,7 @@
 
 The weights are rounded to float16. Evaluations must be of the rounded weights: run this once without any, evaluate with
 `--model NAME`, and run it again with the results. Given the shipped folder itself, it writes that anew with its own
-records, which a change of the model's code asks for. hub/records.py describes the JSON files; sources.json is what
+records, which a change of the card's text asks for. hub/records.py describes the JSON files; sources.json is what
 model_cards/list_sources.py prints.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from d2vpr_hf import D2VprImageProcessor, D2VprModel, write_release
-from d2vpr_hf.hub.records import COMPARISONS_FOLDER, COST_FILE, EVALUATIONS_FOLDER
+from d2vpr_hf.hub.release import recorded_results
 from d2vpr_hf.models.checkpoint import ABOUT_FILE, TRAINING_FILE, round_to_float16
 from d2vpr_hf.retrieval.embedder import weight_hash
 
@@ -67,9 +67,8 @@ def ship(
     before = weight_hash(model)
     round_to_float16(model)
     if weight_hash(model) == before:
-        own = [path for path in sorted((checkpoint / EVALUATIONS_FOLDER).glob("*.json")) if path.name != COST_FILE]
-        evaluations = evaluations or own
-        comparisons = comparisons or sorted((checkpoint / COMPARISONS_FOLDER).glob("*.json"))
+        results = recorded_results(checkpoint)
+        evaluations, comparisons = evaluations or results["evaluations"], comparisons or results["comparisons"]
     target, card = root / "src/d2vpr_hf/models/pretrained" / name, root / "model_cards" / f"{name}.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
@@ -88,13 +87,24 @@ def ship(
         weights.chmod(0o644)
         if (size := weights.stat().st_size) > MOST_BYTES:
             raise ValueError(f"{weights.name} has {size:,} bytes, but the package ships at most {MOST_BYTES:,}.")
+        card.parent.mkdir(exist_ok=True)
+        shutil.move(draft / "README.md", card)
+        _take_code_out(draft)
         if target.exists():
             target.rename(Path(work) / "before")
         draft.rename(target)
-    card.parent.mkdir(exist_ok=True)
-    shutil.copyfile(target / "README.md", card)
     print(f"{target}: weights {weight_hash(model)[:8]}, {parameters:,} parameters, {size:,} bytes; {card}")
     return target
+
+
+def _take_code_out(folder: Path) -> None:
+    """The package has the code itself; `save_pretrained` writes it beside a checkpoint that leaves the package."""
+    for path in [*folder.glob("*.py"), folder / "modules.json", folder / "config_sentence_transformers.json"]:
+        path.unlink()
+    for name in ("config.json", "preprocessor_config.json"):
+        settings = json.loads((folder / name).read_text(encoding="utf-8"))
+        del settings["auto_map"]
+        (folder / name).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _if_there(path: Path) -> Path | None:

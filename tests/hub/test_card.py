@@ -15,6 +15,7 @@ from d2vpr_hf.evaluation.compare import Comparison
 from d2vpr_hf.hub import carried_files
 from d2vpr_hf.hub.card import model_card
 from d2vpr_hf.hub.records import read_about, read_comparisons, read_evaluations, read_training
+from d2vpr_hf.hub.release import recorded_results
 from d2vpr_hf.retrieval.embedder import weight_hash
 
 ROOT = Path(__file__).parents[2]
@@ -298,16 +299,15 @@ def test_wheels_carry_the_template_and_the_metric():
         carried_files.carried_path("model_cards/gone.md")
 
 
-def made_again(folder, work):
+def made_again(folder, work, card=None):
     """The card of a released folder, made anew of what the folder holds."""
-    written = (folder / "README.md").read_text(encoding="utf-8")
+    card = card or folder / "README.md"
+    written = card.read_text(encoding="utf-8")
     repo_id = re.search(r'(?:from_pretrained|pretrained_path)\("([^"]+)"', written)[1]
     notes = re.findall(r"^\*\*(.+)\*\*$", written[: written.index("## How to use it")], re.MULTILINE)
-    results = sorted(path for path in (folder / "evaluations").iterdir() if path.name != "cost.json")
     model, processor = D2VprModel.from_pretrained(folder), D2VprImageProcessor.from_pretrained(folder)
-    license = ModelCard.load(folder / "README.md").data.license
-    records = {"evaluations": results, "comparisons": sorted((folder / "comparisons").glob("*.json"))}
-    release = write_release(work, model, processor, repo_id, **records, license=license, notes=notes)
+    license = ModelCard.load(card).data.license
+    release = write_release(work, model, processor, repo_id, **recorded_results(folder), license=license, notes=notes)
     return (release / "README.md").read_text(encoding="utf-8")
 
 
@@ -394,5 +394,5 @@ def test_shipped_cards_are_those_of_shipped_checkpoints(tmp_path):
     }
     assert cards == set(shipped)
     for name, folder in shipped.items():
-        card = (ROOT / "model_cards" / f"{name}.md").read_text(encoding="utf-8")
-        assert card == (folder / "README.md").read_text(encoding="utf-8") == made_again(folder, tmp_path / name)
+        card = ROOT / "model_cards" / f"{name}.md"
+        assert card.read_text(encoding="utf-8") == made_again(folder, tmp_path / name, card)

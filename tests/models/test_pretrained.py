@@ -1,6 +1,5 @@
 """The checkpoint that the package ships opens in every way in which a checkpoint is opened, and is the same in each."""
 
-import shutil
 import tomllib
 import zipfile
 from pathlib import Path
@@ -15,8 +14,6 @@ from transformers import AutoImageProcessor, AutoModel
 
 import d2vpr_hf
 from d2vpr_hf import D2VprModel
-from d2vpr_hf.hub.release import SENTENCE_TRANSFORMERS_MODULE
-from d2vpr_hf.models.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 NAME = "d2vpr-small"
@@ -25,9 +22,9 @@ NAME = "d2vpr-small"
 def test_it_is_found_by_name():
     folder = d2vpr_hf.pretrained_path(NAME)
     assert folder == d2vpr_hf.pretrained_path()
-    assert folder.parent == Path(d2vpr_hf.__file__).parent / "pretrained"
+    assert folder.parent == Path(d2vpr_hf.__file__).parent / "models/pretrained"
     there = {path.name for path in folder.iterdir()}
-    assert there >= {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "evaluations"}
+    assert there >= {"config.json", "model.safetensors", "preprocessor_config.json", "evaluations"}
     for unknown in ("d2vpr-large", "", "..", f"{NAME}/evaluations"):
         with pytest.raises(ValueError, match=f"it has {NAME}"):
             d2vpr_hf.pretrained_path(unknown)
@@ -54,14 +51,11 @@ def test_it_is_small_and_computes_in_float32():
     assert not torch.allclose(descriptors[0], descriptors[1])
 
 
-def test_the_code_that_lies_in_it_is_todays(tmp_path, tiny_model, tiny_processor):
-    """Where it isn't, `python model_cards/ship.py NAME src/d2vpr_hf/models/pretrained/NAME` writes it anew."""
-    folder = d2vpr_hf.pretrained_path(NAME)
-    fresh = save_checkpoint(tmp_path / "fresh", tiny_model, tiny_processor)
-    module = f"{SENTENCE_TRANSFORMERS_MODULE}.py"
-    shutil.copyfile(ROOT / "src/d2vpr_hf/hub" / module, fresh / module)
-    found, expected = ({path.name: path.read_text() for path in each.glob("*.py")} for each in (folder, fresh))
-    assert found == expected
+def test_no_code_lies_in_it():
+    """The package has it; what leaves the package gets it from `save_pretrained`."""
+    files = [path for path in d2vpr_hf.pretrained_path(NAME).rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+    assert not [path for path in files if "auto_map" in path.read_text(errors="replace")]
 
 
 PUSH = """
@@ -69,7 +63,10 @@ import d2vpr_hf
 from transformers import AutoImageProcessor, AutoModel
 
 folder = d2vpr_hf.pretrained_path()
-d2vpr_hf.push_model(AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder), "me/small")
+model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+d2vpr_hf.push_model(model, processor, "me/small")
+model.save_pretrained("copy")
+processor.save_pretrained("copy")
 """
 DESCRIBE = """
 import torch
@@ -108,13 +105,14 @@ def test_the_same_photos_give_the_same_descriptors_wherever_it_is_opened(tmp_pat
         torch.set_num_threads(threads)
     assert len({tuple(row.tolist()) for row in expected}) == 3
     torch.save(expected, tmp_path / "expected.pt")
-    shutil.copytree(folder, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
     with LoopbackHub() as hub:
         environment = hub_environment(hub.url, tmp_path / "home")
         run_python(PUSH, tmp_path, environment)
         with_package = "import d2vpr_hf\n" + DESCRIBE.format(names=[str(folder), "copy", "me/small"], trust="")
         said = run_python(with_package, tmp_path, environment).stdout
         assert said.split() == ["d2vpr_hf.models.d2vpr.modeling_d2vpr"] * 3
+        trusting = "import d2vpr_hf\n" + DESCRIBE.format(names=[str(folder)], trust=", trust_remote_code=True")
+        assert run_python(trusting, tmp_path, environment).stdout.split() == ["d2vpr_hf.models.d2vpr.modeling_d2vpr"]
         without = DESCRIBE.format(names=["copy", "me/small"], trust=", trust_remote_code=True")
         said = run_python(without, tmp_path, environment, package=False).stdout
         assert all(line.startswith("transformers_modules.") for line in said.split())
@@ -147,4 +145,4 @@ def test_a_built_wheel_holds_every_file_of_it(tmp_path):
     files = [each for each in folder.rglob("*") if each.is_file() and "__pycache__" not in each.parts]
     with zipfile.ZipFile(path) as archive:
         for each in files:
-            assert archive.read(f"d2vpr_hf/pretrained/{NAME}/{each.relative_to(folder)}") == each.read_bytes()
+            assert archive.read(f"d2vpr_hf/models/pretrained/{NAME}/{each.relative_to(folder)}") == each.read_bytes()

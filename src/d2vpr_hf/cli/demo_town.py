@@ -1,9 +1,7 @@
 """The demo: from photos to places and a page of answers, with nothing but what this package makes."""
 
-import hashlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +14,9 @@ import torch
 from ..evaluation.grey_thumbnail import THUMBNAIL_SIDE, thumbnail_descriptors
 from ..evaluation.recall import count_positives, hits_at_k
 from ..evaluation.table import Table
-from ..files import path_to_text, text_to_path
-from ..models.checkpoint import DEFAULT_PRETRAINED, pretrained_path
+from ..files import hash_file, path_to_text, replace_file, replacing_folder, text_to_path
+from ..hub.release import recorded_results, write_release
+from ..models.checkpoint import DEFAULT_PRETRAINED, open_checkpoint, pretrained_path
 from ..photos.folder import PhotoFolder, read_photo_folder
 from ..photos.images import open_image
 from ..photos.positions import distances_m, positives_within
@@ -174,43 +173,46 @@ class DemoResult:
 
 
 def write_demo_model(folder: str | Path) -> Path:
-    """Writes the checkpoint that comes with the package into a folder, and marks it as the demo's own.
+    """Writes the checkpoint that comes with the package, its code and its card into a folder of the demo's own.
 
     A folder that the demo wrote before, unchanged since, is kept if it is the same checkpoint, and replaced otherwise.
 
     Raises: FileExistsError if the folder holds anything else.
     """
     folder, source = Path(folder), pretrained_path(DEFAULT_PRETRAINED)
-    digests = _digests(source)
+    made_of = _digests(source)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not is_demo_model(folder):
+        if (mark := _own_mark(folder)) is None:
             raise FileExistsError(
                 f"{folder} is there already and the demo didn't write it (or it was changed since), so it stays as it "
                 "is. Run the demo elsewhere with --out DIR, or use that checkpoint with --model."
             )
-        if _digests(folder) == digests:
+        if mark.get("made_of") == made_of and mark.get("version") == __version__:
             return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
-        draft = Path(work) / folder.name
-        for name in digests:
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, draft / name)
-        mark = {"made_by": "d2vpr demo", "version": __version__, "model": DEFAULT_PRETRAINED, "sha256": digests}
-        write_atomically(draft / MODEL_MARK, json.dumps(mark, indent=2) + "\n")
-        if folder.exists():
-            folder.rename(Path(work) / "before")
-        draft.rename(folder)
+    model, processor = open_checkpoint(source)
+    with replacing_folder(folder, overwrite=True) as draft:
+        release = write_release(draft / "release", model, processor, DEFAULT_PRETRAINED, **recorded_results(source))
+        mark = {"made_by": "d2vpr demo", "version": __version__, "model": DEFAULT_PRETRAINED}
+        mark |= {"made_of": made_of, "sha256": _digests(release)}
+        for path in release.iterdir():
+            path.rename(draft / path.name)
+        release.rmdir()
+        replace_file(draft / MODEL_MARK, json.dumps(mark, indent=2) + "\n")
     return folder
 
 
 def is_demo_model(folder: str | Path) -> bool:
     """Whether a folder is a model that the demo wrote, with not a byte changed since."""
+    return _own_mark(Path(folder)) is not None
+
+
+def _own_mark(folder: Path) -> dict[str, Any] | None:
+    """What the demo says of the model that it wrote into a folder; None where it didn't, or a byte has changed."""
     try:
-        mark = json.loads((Path(folder) / MODEL_MARK).read_text(encoding="utf-8"))
-        return mark["made_by"] == "d2vpr demo" and mark["sha256"] == _digests(Path(folder))
+        mark = json.loads((folder / MODEL_MARK).read_text(encoding="utf-8"))
+        return mark if mark["made_by"] == "d2vpr demo" and mark["sha256"] == _digests(folder) else None
     except (OSError, ValueError, KeyError, TypeError):
-        return False
+        return None
 
 
 def chance_recall(positives: Sequence[np.ndarray], photos: int, ks: Sequence[int]) -> dict[int, float]:
@@ -260,8 +262,7 @@ def _digests(folder: Path) -> dict[str, str]:
     digests = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != MODEL_MARK and "__pycache__" not in path.parts:
-            with path.open("rb") as file:
-                digests[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+            digests[path.relative_to(folder).as_posix()] = hash_file(path)
     return digests
 
 

@@ -116,6 +116,12 @@ def write_release(
     return folder
 
 
+def recorded_results(folder: Path) -> dict[str, list[Path]]:
+    """The evaluations and comparisons that a release holds, as arguments of `write_release`."""
+    evaluations = [path for path in sorted((folder / EVALUATIONS_FOLDER).glob("*.json")) if path.name != COST_FILE]
+    return {"evaluations": evaluations, "comparisons": sorted((folder / COMPARISONS_FOLDER).glob("*.json"))}
+
+
 def _own_records(model: PreTrainedModel, digest: str, files: Sequence[str]) -> dict[str, Path]:
     """{file: path} of the records in the folder that the model was loaded from, unless its weights changed since."""
     folder = Path(getattr(model, "name_or_path", "") or ".")
@@ -127,7 +133,7 @@ def _own_records(model: PreTrainedModel, digest: str, files: Sequence[str]) -> d
 
 def _write_sentence_transformers(folder: Path, model: PreTrainedModel) -> None:
     module = f"{SENTENCE_TRANSFORMERS_MODULE}.py"
-    shutil.copyfile(Path(__file__).with_name(module), folder / module)
+    shutil.copyfile(Path(__file__).parents[1] / "models" / "d2vpr" / module, folder / module)
     named = {"idx": 0, "name": "0", "path": "", "type": f"{SENTENCE_TRANSFORMERS_MODULE}.D2VprModule"}
     _write_json(folder / "modules.json", [named])
     unit_length = model.config.pca_source is None or model.config.pca_source["renormalise"]
