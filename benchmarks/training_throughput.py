@@ -26,9 +26,8 @@ from d2vpr_hf.training.arguments import FinetuneArguments
 from d2vpr_hf.training.data.batches import TrainingBatch, TrainingImages, training_loader
 from d2vpr_hf.training.data.sampler import PlaceSampler
 from d2vpr_hf.training.data.transform import AUGMENTATIONS, TrainingTransform
+from d2vpr_hf.training.schedule import freeze, make_optimizer
 from d2vpr_hf.training.stages import Finetune, Student
-from d2vpr_hf.training.trainable import freeze
-from d2vpr_hf.training.trainer import make_optimizer
 
 SMALL = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 224}
 

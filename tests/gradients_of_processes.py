@@ -21,8 +21,8 @@ from d2vpr_hf.models.d2vpr import aggregator_d2vpr
 from d2vpr_hf.models.d2vpr.regions_d2vpr import RegionPoints, region_points
 from d2vpr_hf.training.arguments import FinetuneArguments
 from d2vpr_hf.training.data.batches import TrainingBatch
+from d2vpr_hf.training.schedule import freeze
 from d2vpr_hf.training.stages import Finetune, Student
-from d2vpr_hf.training.trainable import freeze
 
 PLACES, IMAGES = 16, 2
 

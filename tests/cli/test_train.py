@@ -100,11 +100,12 @@ def test_broken_files_and_keys_without_a_stage_are_named(tmp_path, capsys):
 
 
 def test_help_explains_every_key(capsys):
-    from d2vpr_hf.training.arguments import documented_keys
+    from d2vpr_hf.training.arguments import STAGES
+    from d2vpr_hf.training.keys import documented_keys
 
     assert main(["train", "--help"]) == 0
     text = capsys.readouterr().out
-    for key in documented_keys():
+    for key in documented_keys(STAGES):
         assert f"--{key.name} " in text or f"--{key.name}\n" in text, key.name
     assert "BatchNorm normalises by each" in text
     assert "CUDA only" in text

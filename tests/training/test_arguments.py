@@ -12,9 +12,9 @@ from d2vpr_hf.training.arguments import (
     STAGES,
     DistillArguments,
     FinetuneArguments,
-    documented_keys,
     resolve_arguments,
 )
+from d2vpr_hf.training.keys import documented_keys
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
 RECIPE = CONFIGS / "d2vpr_small.yaml"  # of several stages
@@ -60,7 +60,7 @@ def test_what_a_run_writes_down_makes_the_same_run():
         (DISTILL | {"alpha": 2}, "alpha, which is a key of another stage than distill"),
         (FINETUNE | {"stage": "pretrain"}, "one of distill, finetune"),
         (FINETUNE | {"preset": "fast"}, "default, published"),
-        (FINETUNE | {"epochs": 1.5}, "epochs is 1.5, but expects a whole number"),
+        (FINETUNE | {"epochs": 1.5}, "epochs is 1.5, but expects an integer"),
         (FINETUNE | {"learning_rate": "fast"}, "learning_rate is 'fast', but expects a number"),
         (FINETUNE | {"learning_rate": "nan"}, "expects a number"),
         (FINETUNE | {"optimizer": "sgd"}, "adamw or adam"),
@@ -83,7 +83,7 @@ def test_what_a_run_writes_down_makes_the_same_run():
         (FINETUNE | {"nested_dims": [512]}, r"nested_dims is \[512\] with head_dim None, but must be at least two"),
         (FINETUNE | {"nested_dims": [512, 256], "head_dim": 256}, "of which head_dim is the largest"),
         (FINETUNE | {"nested_dims": [512, 0]}, "at least two numbers from 1"),
-        (FINETUNE | {"nested_dims": ["512", "half"]}, "expects a list of whole numbers"),
+        (FINETUNE | {"nested_dims": ["512", "half"]}, "expects a list of integers"),
         (DISTILL | {"teacher_cache": "kept"}, "augmentation is randaugment"),
         (DISTILL | {"teacher_cache": "kept", "augmentation": "none", "token_weight": 1}, "no patch tokens"),
         (FINETUNE | {"descriptor_chunk": 0}, "at least 1 photo"),
@@ -101,7 +101,7 @@ def test_a_file_names_itself_in_errors():
 
 
 def test_every_key_is_documented_once():
-    keys = documented_keys()
+    keys = documented_keys(STAGES)
     names = [key.name for key in keys]
     assert sorted(names) == sorted({name for kind in STAGES.values() for name in kind.names()})
     assert all(len(key.help) > 5 for key in keys)

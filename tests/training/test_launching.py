@@ -1,4 +1,4 @@
-"""How many processes really run, with the launchers themselves."""
+"""How many processes really run, with the launchers themselves, and the memory that a process keeps."""
 
 import os
 import subprocess
@@ -30,3 +30,34 @@ def test_accelerate_launch_that_starts_one_of_two_processes_is_stopped(training_
     assert done.returncode != 0
     assert "started one alone" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+SCRIPT = """
+import resource
+import torch
+from d2vpr_hf.training.launching import keep_freed_memory
+
+def faults_of_steps():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(16 << 20)  # 64 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults_of_steps()
+before = faults_of_steps()
+print(keep_freed_memory())
+faults_of_steps()
+print(before, faults_of_steps())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems keep memory in their own way")
+def test_memory_that_a_step_frees_is_not_asked_for_again():
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True)
+    taken, counts = run.stdout.splitlines()
+    if taken == "False":
+        pytest.skip("this C library has no mallopt")
+    before, after = map(int, counts.split())
+    # Each step touches 16,384 pages of 4 KiB, or 32 of 2 MiB.
+    assert before > 20 * 16
+    assert after < before / 10

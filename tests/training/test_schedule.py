@@ -1,9 +1,14 @@
+"""What is trained, and with which learning rate."""
+
 from itertools import pairwise
 
 import pytest
-from made_training import arguments
+import torch
+from made_training import arguments, student, teacher
+from torch import nn
 
-from d2vpr_hf.training.schedule import Schedule
+from d2vpr_hf import D2VprConfig, D2VprModel
+from d2vpr_hf.training.schedule import Schedule, freeze, set_training
 
 
 def schedule(batches: int, **keys) -> Schedule:
@@ -38,3 +43,73 @@ def test_steps_are_counted_in_accumulated_batches():
 def test_a_constant_rate_stays():
     found = schedule(10, schedule="constant", warmup_epochs=0, learning_rate=0.5)
     assert {found.learning_rate(step) for step in range(20)} == {0.5}
+
+
+def trained(model: nn.Module) -> set[str]:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_as_many_parameters_are_trained_as_in_the_original():
+    """10,726,309 of 27,211,621: the last four blocks with their adapters, and everything behind them."""
+    with torch.device("meta"):
+        model = D2VprModel(D2VprConfig())
+    freeze(model, trainable_blocks=4, trainable_modules=None)
+    counts = [
+        sum(each.numel() for each in model.parameters() if each.requires_grad is wanted) for wanted in (True, False)
+    ]
+    assert counts == [10_726_309, 16_485_312]
+
+
+def test_modules_are_chosen_by_name():
+    model = student(head_dim=16)
+    freeze(model, trainable_blocks=1, trainable_modules=["aggregator", "head"])
+    found = trained(model)
+    assert {name.split(".")[0] for name in found} == {"backbone", "aggregator", "head"}
+    assert {name.split(".")[3] for name in found if name.startswith("backbone")} == {"3"}
+    freeze(model, trainable_blocks=0, trainable_modules=["recovery"])
+    assert {name.split(".")[0] for name in trained(model)} == {"recovery"}
+
+
+def test_everything_is_everything_that_a_loss_reaches():
+    model = student()
+    assert freeze(model, trainable_blocks=-1, trainable_modules=None) == []
+    model.train()(torch.randn(2, 3, 56, 56)).pooler_output.square().sum().backward()
+    without = {name for name, each in model.named_parameters() if each.requires_grad and each.grad is None}
+    assert without == set()
+    assert "backbone.embeddings.mask_token" not in trained(model)
+
+
+def test_blocks_behind_the_last_recovery_layer_are_left_out():
+    model = student()
+    model.config.recovery_layers = (1, 2)
+    freeze(model, trainable_blocks=-1, trainable_modules=None)
+    blocks = {name.split(".")[3] for name in trained(model) if name.startswith("backbone.encoder")}
+    assert blocks == {"0", "1"}
+
+
+def test_the_teacher_of_the_paper_can_be_trained_too():
+    model = teacher()
+    freeze(model, trainable_blocks=0, trainable_modules=None)
+    assert {name.split(".")[0] + "." + name.split(".")[1] for name in trained(model)} == {
+        "backbone.layernorm",
+        "pool.p",
+    }
+
+
+def test_unknown_modules_and_too_many_blocks_are_named():
+    with pytest.raises(ValueError, match="'agregator', but behind its blocks the model has recovery, aggregator"):
+        freeze(student(), trainable_blocks=1, trainable_modules=["agregator"])
+    with pytest.raises(ValueError, match="5, but the model has 4"):
+        freeze(student(), trainable_blocks=5, trainable_modules=None)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_frozen_batchnorm(mode):
+    model = student()
+    frozen = freeze(model, trainable_blocks=1, trainable_modules=None)
+    set_training(model, frozen, frozen_batchnorm=mode)
+    first, last = model.backbone.encoder.layer[0], model.backbone.encoder.layer[3]
+    assert first.adapter.branch1.norm.training is (mode == "train")
+    assert not first.training
+    assert last.training
+    assert last.adapter.branch1.norm.training

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from d2vpr_hf.training.arguments import DistillArguments, FinetuneArguments
 from d2vpr_hf.training.stages import Distill, Finetune, Student
-from d2vpr_hf.training.targets import LiveTargets
+from d2vpr_hf.training.targets import Targets
 from d2vpr_hf.training.teachers import PlaceTeacher, Teacher
 
 TESTS = Path(__file__).parents[1]
@@ -122,9 +122,9 @@ def stage_of(kind: str, chunk: int | None, weight: float, model: torch.nn.Module
     wrapped = Student(model, followed.width, needs_tokens=keys.get("token_weight", 0) > 0)
     common = {"data": ["none"], "model": "none", "teacher": "tiny", **keys}
     if kind == "distill":
-        return Distill(DistillArguments(**common), accelerator, wrapped, LiveTargets(followed))
+        return Distill(DistillArguments(**common), accelerator, wrapped, Targets(followed))
     settings = FinetuneArguments(**common, descriptor_chunk=chunk, distillation_weight=weight)
-    return Finetune(settings, accelerator, wrapped, LiveTargets(followed))
+    return Finetune(settings, accelerator, wrapped, Targets(followed))
 
 
 def test_chunks_replay_dropout_and_leave_running_statistics_to_the_second_pass():

@@ -1,19 +1,19 @@
-"""Targets from the teacher and from the disk; the precision that the teacher settles on."""
+"""Targets from the teacher and from the disk, and their whitening."""
 
+import json
 import shutil
 
 import pytest
 import torch
-from accelerate import Accelerator
 from made_training import TEACHER, arguments, losses, teacher
+from torch.nn import functional as F
 
 from d2vpr_hf import D2VprModel
 from d2vpr_hf.training.data.batches import TrainingBatch
+from d2vpr_hf.training.parts import make_images, open_places, open_targets, open_trainee
 from d2vpr_hf.training.run import RunFolder
-from d2vpr_hf.training.setup import make_images, make_sampler, open_places, open_targets, open_trainee
-from d2vpr_hf.training.targets import LiveTargets, settle_precision
+from d2vpr_hf.training.targets import Whitening
 from d2vpr_hf.training.trainer import train
-from d2vpr_hf.training.whitening import Whitening
 
 DISTILL = {"stage": "distill", "trainable_blocks": -1, "epochs": 1}
 
@@ -35,7 +35,7 @@ def test_cached_targets_are_the_teachers_and_spare_it(training_town, tmp_path, t
     def silent(*_, **__):
         raise AssertionError("the teacher was asked for what is kept")
 
-    monkeypatch.setattr("d2vpr_hf.training.teachers.Teacher.describe", silent)
+    monkeypatch.setattr("d2vpr_hf.training.teachers.Teacher.teach", silent)
     train(arguments(training_town, tmp_path / "second", **cached))
     history = [losses(RunFolder(tmp_path / name).records()) for name in ("live", "first", "second")]
     assert len(set(history[0])) == len(history[0]) == 3
@@ -50,24 +50,21 @@ def test_a_cache_needs_targets_of_their_own(training_town, tmp_path):
     fields = {name: value for name, value in TEACHER.items() if name != "model_type"} | {"cross_image_encoder": True}
     CricaVprModel(CricaVprConfig(**fields)).save_pretrained(tmp_path / "with_encoder")
     keys = DISTILL | {"teacher": str(tmp_path / "with_encoder"), "augmentation": "none"}
-    with pytest.raises(ValueError, match="depends on its batch"):
+    with pytest.raises(ValueError, match="depends on the batch"):
         train(arguments(training_town, tmp_path / "run", **keys, teacher_mode="as_published", teacher_cache="kept"))
     published = train(arguments(training_town, tmp_path / "run", **keys, teacher_mode="place_grouped"))
     assert published.steps == 3
 
 
-def test_the_precision_is_settled_before_the_first_step(training_town, tmp_path, taught_by):
-    settings = arguments(training_town, tmp_path / "run", **DISTILL, teacher=taught_by)
-    accelerator = Accelerator(cpu=True)
-    places, trainee = open_places(settings), open_trainee(settings)
-    targets = open_targets(settings, places, trainee.processor, accelerator.device)
-    assert isinstance(targets, LiveTargets)
-    assert targets.teacher.dtype == "auto"
-    draws = next(iter(make_sampler(settings, places, accelerator)))
-    settle_precision(targets.teacher, make_images(settings, places, trainee.processor), draws, 2, accelerator)
-    assert targets.teacher.dtype == targets.teacher.precision.dtype
-    assert targets.teacher.precision.images == len(draws) == 8
-    assert targets.teacher.precision.errors["bfloat16"] > 0
+def test_an_automatic_precision_is_float32_on_a_cpu_and_any_can_be_asked_for(training_town, tmp_path, taught_by):
+    for asked, runs in (("auto", "float32"), ("bfloat16", "bfloat16")):
+        keys = DISTILL | {"teacher": taught_by, "teacher_dtype": asked}
+        result = train(arguments(training_town, tmp_path / asked, **keys))
+        (stage,) = json.loads((result.checkpoint / "training.json").read_text())["stages"]
+        assert (stage["arguments"]["teacher_dtype"], stage["teacher"]["dtype"]) == (asked, runs)
+    found = [losses(RunFolder(tmp_path / asked).records()) for asked in ("auto", "bfloat16")]
+    assert found[0] != found[1]
+    assert found[0] == pytest.approx(found[1], rel=0.05)
 
 
 class Colours:
@@ -106,32 +103,61 @@ def test_only_files_have_a_place_in_the_cache(training_town, tmp_path, taught_by
 
 def test_a_teacher_sees_photos_as_they_are_while_the_student_sees_them_augmented(training_town, tmp_path, taught_by):
     keys = DISTILL | {"teacher": taught_by, "teacher_dtype": "float32", "augmentation": "revisit"}
-    settings = arguments(training_town, tmp_path / "run", **keys, teacher_sees="plain")
+    keys |= {"teacher_sees": "plain"}
+    settings = arguments(training_town, tmp_path / "run", **keys)
     plain = arguments(training_town, tmp_path / "run", **keys | {"augmentation": "none"})
-    places, trainee = open_places(settings), open_trainee(settings)
+    cached = arguments(training_town, tmp_path / "run", **keys, teacher_cache=str(tmp_path / "kept"))
+    places, processor = open_places(settings), open_trainee(settings).processor
     rows = [3, 8, 21]
-    seen, bare = (
-        TrainingBatch.of([make_images(each, places, trainee.processor)[row, 5] for row in rows])
-        for each in (settings, plain)
-    )
+
+    def opened(settings):
+        targets = open_targets(settings, processor, torch.device("cpu"))
+        return targets, make_images(settings, places, processor, targets)
+
+    def batch_of(images, rows, seed=5):
+        return TrainingBatch.of([images[row, seed] for row in rows])
+
+    (targets, images), (kept, kept_images) = opened(settings), opened(cached)
+    seen, bare = batch_of(images, rows), batch_of(make_images(plain, places, processor), rows)
+    assert bare.plain_values is None
     assert not torch.equal(seen.pixel_values, bare.pixel_values)
-    targets = open_targets(settings, places, trainee.processor, torch.device("cpu"))
-    kept = open_targets(
-        arguments(training_town, tmp_path / "run", **keys, teacher_sees="plain", teacher_cache=str(tmp_path / "kept")),
-        places,
-        trainee.processor,
-        torch.device("cpu"),
-    )
+    assert torch.equal(seen.plain_values, bare.pixel_values)
     expected = targets.teacher.teach(bare.pixel_values).regional_descriptors
     assert torch.equal(targets.teach_batch(seen, 1).regional_descriptors, expected)
-    torch.testing.assert_close(kept.teach_batch(seen, 1).regional_descriptors, expected, rtol=2e-3, atol=2e-3)
+    found = kept.teach_batch(batch_of(kept_images, rows), 1).regional_descriptors
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
     # Known in part: what is missing alone is taught.
     asked = []
     teach, kept.teacher.teach = kept.teacher.teach, lambda pixels: asked.append(len(pixels)) or teach(pixels)
-    more = TrainingBatch.of([make_images(settings, places, trainee.processor)[row, 6] for row in [8, 9, 21, 10]])
+    more = batch_of(kept_images, [8, 9, 21, 10], seed=6)
     kept.teach_batch(more, 1)
     kept.teach_batch(more, 1)
     assert asked == [2]
+    # A later run prepares plain views of what is missing alone, and says of all which file they are.
+    again, again_images = opened(cached)
+    later = batch_of(again_images, [8, 4, 21, 5])
+    assert later.plain_at == [1, 3]
+    assert torch.equal(later.plain_values, batch_of(images, [4, 5]).plain_values)
+    assert later.hashes[0] == more.hashes[0]
+    expected = targets.teacher.teach(batch_of(images, [8, 4, 21, 5]).plain_values).regional_descriptors
+    found = again.teach_batch(later, 1).regional_descriptors
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_worker_processes_prepare_what_the_teacher_sees(training_town, tmp_path, taught_by, monkeypatch):
+    """The training process opens and hashes no photo, and the losses are those without workers."""
+    keys = DISTILL | {"teacher": taught_by, "teacher_sees": "plain", "teacher_cache": str(tmp_path / "kept")}
+    train(arguments(training_town, tmp_path / "alone", **keys))
+
+    def refused(*_):
+        raise AssertionError("the training process opened a photo")
+
+    shutil.rmtree(tmp_path / "kept")
+    monkeypatch.setattr("d2vpr_hf.training.data.batches.TrainingImages.__getitem__", refused)
+    train(arguments(training_town, tmp_path / "workers", **keys | {"workers": 1}))
+    alone, workers = (losses(RunFolder(tmp_path / name).records()) for name in ("alone", "workers"))
+    assert workers == alone
+    assert len(set(alone)) == 3
 
 
 def test_a_whitened_teacher_is_followed_through_a_projection_and_the_same_after_a_stop(training_town, tmp_path):
@@ -166,3 +192,37 @@ def test_a_whitened_teacher_is_followed_through_a_projection_and_the_same_after_
 def test_keys_of_the_teacher_that_do_not_fit_are_refused(training_town, tmp_path, keys, message):
     with pytest.raises(ValueError, match=message):
         arguments(training_town, tmp_path / "run", **DISTILL, **keys)
+
+
+def skewed(photos=400, width=12, seed=0):
+    """Descriptors with a large shared mean and directions of very different variance, as behind a ReLU."""
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(photos, 14, width, generator=generator) * torch.logspace(0, -2, width)
+    return mixed @ torch.linalg.qr(torch.randn(width, width, generator=generator)).Q + 5
+
+
+def test_what_comes_out_is_centred_white_and_of_unit_length():
+    regional = skewed()
+    whitening = Whitening.fit(regional, 8)
+    assert whitening.dim == 8
+    before = (regional - whitening.mean) @ whitening.projection
+    torch.testing.assert_close(before.mean(dim=0), torch.zeros(14, 8), atol=1e-3, rtol=0)
+    joined = before.flatten(0, 1)
+    torch.testing.assert_close(joined.T @ joined / len(joined), torch.eye(8), atol=1e-3, rtol=0)
+    found = whitening(regional)
+    torch.testing.assert_close(found, F.normalize(before, dim=-1))
+    assert F.cosine_similarity(regional[0], regional[1], dim=-1).min() > 0.9 > found[0, 0] @ found[1, 0]
+
+
+def test_directions_that_nothing_varies_in_are_refused():
+    flat = skewed(width=12)
+    flat[..., 4:] = 1.0
+    with pytest.raises(ValueError, match=r"teacher_whitening is 8, .* vary in 4 directions"):
+        Whitening.fit(flat, 8)
+
+
+def test_it_is_kept_and_read(tmp_path):
+    whitening = Whitening.fit(skewed(), 5)
+    whitening.save(tmp_path / "whitening.safetensors")
+    regional = skewed(seed=1)
+    assert torch.equal(Whitening.load(tmp_path / "whitening.safetensors")(regional), whitening(regional))

@@ -13,8 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_teachers import WIDTH, tiny_cricavpr
 
 from d2vpr_hf import D2VprImageProcessor
-from d2vpr_hf.training.teacher_cache import TeacherCache
-from d2vpr_hf.training.teacher_precision import relative_error, unit_descriptors
+from d2vpr_hf.training.teacher_cache import TeacherCache, relative_error, unit_descriptors
 from d2vpr_hf.training.teachers import PlaceTeacher, Teacher
 
 
@@ -161,11 +160,19 @@ def test_modes_that_depend_on_the_batch_are_refused(tmp_path, tiny_processor, mo
 
 
 def test_what_does_not_fit_is_refused(tmp_path, teacher, tiny_processor, rows):
-    with pytest.raises(ValueError, match="precision of the teacher tiny is still to be chosen"):
-        TeacherCache(tmp_path, as_teacher(dtype="auto"), tiny_processor)
     cache = TeacherCache(tmp_path, teacher, tiny_processor)
     with pytest.raises(ValueError, match=r"has shape \(6, 14, 48\), but \(2, 14, 48\) was expected"):
         cache.add(hashes("a", "b"), rows)
     with pytest.raises(ValueError, match="is no SHA-256 in hex"):
         cache.lookup(["abcd"])
     assert len(cache) == 0
+
+
+def test_relative_error_by_hand():
+    exact = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    # Distances are sqrt(2), 2 and sqrt(2); one of three descriptors is 0.3 off.
+    found = exact + torch.tensor([[0.3, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    assert relative_error(found, exact) == pytest.approx(0.1 / ((2 * 2**0.5 + 2) / 3))
+    assert relative_error(found * float("nan"), exact) == float("inf")
+    assert relative_error(found[:1], exact[:1]) == float("inf")
+    assert relative_error(exact, exact[:1].expand(3, -1)) == float("inf")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from transformers import ViTConfig, ViTModel
 
 from d2vpr_hf import CricaVprModel, D2VprModel
-from d2vpr_hf.training.teacher_precision import unit_descriptors
+from d2vpr_hf.training.teacher_cache import unit_descriptors
 from d2vpr_hf.training.teachers import TeacherOutput, open_teacher
 
 
@@ -183,9 +183,9 @@ def test_modes_of_the_encoder_need_one(opened, kind, mode):
 
 
 def test_names_that_are_not_known_are_told_the_nearest(cricavpr):
-    with pytest.raises(ValueError, match=r"mode is 'place_groupd', .* Did you mean 'place_grouped'\?"):
+    with pytest.raises(ValueError, match=r"mode is 'place_groupd', .* Did you mean place_grouped\?"):
         open_teacher(cricavpr, mode="place_groupd")
-    with pytest.raises(ValueError, match=r"dtype is 'float61', but must be one of auto, .* Did you mean 'float16'\?"):
+    with pytest.raises(ValueError, match=r"dtype is 'float61', but must be one of auto, .* Did you mean float16\?"):
         open_teacher(cricavpr, dtype="float61")
 
 
@@ -226,14 +226,16 @@ def test_a_network_without_weights_is_known_by_name_and_version(monkeypatch):
     assert open_teacher("tiny_teachers:colours").version_hash != first
 
 
-def test_the_first_batch_settles_the_precision(cricavpr, images):
+def test_an_automatic_precision_follows_the_device(cricavpr, images, monkeypatch):
     teacher = open_teacher(cricavpr)
-    assert (teacher.dtype, teacher.precision) == ("auto", None)
-    output = teacher.teach(images)
-    assert isinstance(output, TeacherOutput)
-    assert teacher.precision.errors.keys() == {"float32", "bfloat16", "float16"}
-    assert teacher.dtype == teacher.precision.dtype
-    settled = teacher.precision
-    again = teacher.teach(images).regional_descriptors
-    assert teacher.precision is settled
-    assert torch.equal(again, output.regional_descriptors)
+    assert teacher.dtype == "float32"
+    exact = open_teacher(cricavpr, dtype="float32").teach(images)
+    assert isinstance(exact, TeacherOutput)
+    assert torch.equal(teacher.teach(images).regional_descriptors, exact.regional_descriptors)
+    rounded = open_teacher(cricavpr, dtype="bfloat16").teach(images).regional_descriptors
+    assert not torch.equal(rounded, exact.regional_descriptors)
+    torch.testing.assert_close(rounded, exact.regional_descriptors, rtol=0.1, atol=0.05)
+    monkeypatch.setattr(type(teacher), "device", torch.device("cuda"))
+    for supported, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda supported=supported, **_: supported)
+        assert teacher.dtype == expected

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
+from ..messages import percent
 from .options import quieten_transformers
 from .parsing import CommandParser, UsageError, add_command
 
@@ -62,10 +63,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 
 def _add_keys(parser: CommandParser) -> None:
     """An option for each key of either stage, under its heading. All are text, which the arguments themselves check."""
-    from ..training.arguments import documented_keys
+    from ..training.arguments import STAGES
+    from ..training.keys import documented_keys
 
     groups: dict[str, argparse._ArgumentGroup] = {}
-    for key in documented_keys():
+    for key in documented_keys(STAGES):
         if key.group not in groups:
             groups[key.group] = parser.add_argument_group(key.group)
         names = dict.fromkeys([f"--{key.name}", f"--{key.name.replace('_', '-')}"])
@@ -76,13 +78,14 @@ def _add_keys(parser: CommandParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..training.arguments import documented_keys
-    from ..training.freed_memory import keep_freed_memory
+    from ..training.arguments import STAGES
+    from ..training.keys import documented_keys
+    from ..training.launching import keep_freed_memory
 
     quieten_transformers()
     _show_log()
     keep_freed_memory()
-    given = {key.name: getattr(options, key.name) for key in documented_keys() if hasattr(options, key.name)}
+    given = {key.name: getattr(options, key.name) for key in documented_keys(STAGES) if hasattr(options, key.name)}
     if options.config is None and options.stage is None and "resume" in given and "output" in given:
         given = _begun_run(given["output"]) | given
         options.stage = given.pop("stage")
@@ -106,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _run_recipe(config: str, values: dict[str, Any], given: dict[str, Any]) -> "TrainingResult":
     """All stages of a configuration that lists several."""
-    from ..training.arguments import checked
+    from ..training.keys import checked
     from ..training.recipe import Recipe
 
     if foreign := sorted({"stage", "preset", "model", "data", "head_dim"} & given.keys()):
@@ -123,7 +126,7 @@ def _run_town(options: argparse.Namespace, given: dict[str, Any]) -> int:
             f"--{name} needs to know what to train: give --config FILE or --stage. Without them a town is drawn, which "
             "takes --output and --seed alone."
         )
-    from ..training.arguments import checked
+    from ..training.keys import checked
     from ..training.town_run import train_on_town
 
     town = train_on_town(given.get("output", "runs/town"), seed=checked("seed", given.get("seed", 0), int))
@@ -163,7 +166,7 @@ def _print_result(options: argparse.Namespace, result: "TrainingResult") -> None
         return
     print(f"{result.checkpoint}: the weights of step {result.best_step} of {result.steps}")
     if result.best_recall is not None:
-        print(f"in validation: {result.metric} {100 * result.best_recall:.1f} %")
+        print(f"in validation: {result.metric} {percent(result.best_recall)}")
     if result.replaced:
         print(f"times that another photo stood in for an unreadable one: {result.replaced}")
 

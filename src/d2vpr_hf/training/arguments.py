@@ -1,27 +1,15 @@
 """What a training run is asked to do: one dataclass a stage, whose fields are the keys of a configuration file."""
 
-import difflib
 import json
-import math
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from dataclasses import field as dataclass_field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Self, get_type_hints
+
+from .keys import DATA, LOSS, MODEL, OPTIMISER, RUN, SPEED, TEACHER, VALIDATION, checked, key, refuse_unknown
 
 Stage = Literal["distill", "finetune"]
-
-DATA, MODEL, TEACHER, LOSS, OPTIMISER, SPEED, VALIDATION, RUN = (
-    "photos, and how a batch is drawn from them",
-    "the model that is trained",
-    "the teacher, and how the student follows it",
-    "the loss on places (stage finetune)",
-    "optimiser and schedule",
-    "memory and speed",
-    "validation",
-    "the run and its folder",
-)
 
 TEACHER_WORDS = (
     "a folder or Hub name of DINOv2 (with or without registers), CricaVPR or D2-VPR, or module:factory for any network "
@@ -45,14 +33,6 @@ FREE_ON_RESUME = frozenset(
         "keep_states",
     ]
 )
-
-
-def key(default: Any, words: str, group: str) -> Any:
-    """A field: its default, its help text, and the heading under which `--help` lists it."""
-    metadata = {"help": words, "group": group}
-    if isinstance(default, list):
-        return dataclass_field(default_factory=lambda: list(default), metadata=metadata)
-    return dataclass_field(default=default, metadata=metadata)
 
 
 @dataclass(kw_only=True)
@@ -109,7 +89,7 @@ class TrainingArguments:
         TEACHER,
     )
     teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
-        "auto", "auto: the lowest precision that shifts descriptors by less than 5 % of their mean distance", TEACHER
+        "auto", "arithmetic of the teacher; auto: bfloat16 where the accelerator has it, else float32", TEACHER
     )
     teacher_sees: Literal["augmented", "plain"] = key(
         "augmented",
@@ -177,17 +157,12 @@ class TrainingArguments:
     stage: Stage = dataclass_field(init=False, default="distill")
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            if field.init:
-                setattr(self, field.name, checked(field.name, getattr(self, field.name), self.types()[field.name]))
+        types = get_type_hints(type(self))
+        for name in self.names():
+            setattr(self, name, checked(name, getattr(self, name), types[name]))
         if isinstance(self.model_config, str):
             self.model_config = read_model_config(self.model_config)
         self.check()
-
-    @classmethod
-    def types(cls) -> dict[str, Any]:
-        """The type of each key."""
-        return get_type_hints(cls)
 
     @classmethod
     def names(cls) -> list[str]:
@@ -377,15 +352,6 @@ def resolve_arguments(values: Mapping[str, Any], origin: str = "the configuratio
     return STAGES[stage].from_mapping(PRESETS.get((stage, preset), {}) | values, origin)
 
 
-def refuse_unknown(values: Iterable[str], known: list[str], origin: str, lists: str = "`d2vpr train --help`") -> None:
-    """Raises ValueError for the first key that isn't known, with the nearest that is; `lists` names them all."""
-    for name in values:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"Did you mean {near[0]}? " if near else ""
-            raise ValueError(f"{origin} has the unknown key {name!r}. {hint}All are in {lists}.")
-
-
 def read_model_config(text: str) -> dict[str, Any]:
     """The object of a JSON text, or of the file that it names.
 
@@ -404,107 +370,3 @@ def read_model_config(text: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{origin} holds a {type(found).__name__}, but expects a JSON object of D2VprConfig's fields.")
     return found
-
-
-def checked(name: str, value: Any, kind: Any) -> Any:
-    """The value as its type has it; YAML reads 1e-4 as text, and whole numbers where fractions may stand.
-
-    Raises: ValueError if it is of another type.
-    """
-    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
-    for each in kinds:
-        if (found := _as_kind(value, each)) is not None or (value is None and each is NoneType):
-            return found
-    raise ValueError(f"{name} is {value!r}, but expects {describe(kind)}.")
-
-
-def _as_kind(value: Any, kind: Any) -> Any:
-    """The value if it fits one type, else None."""
-    if get_origin(kind) is Literal:
-        return value if value in get_args(kind) else None
-    if get_origin(kind) is list:
-        entries = value if isinstance(value, list | tuple) else [value]
-        if get_args(kind) == (int,):
-            numbers = [_as_kind(entry, int) for entry in entries]
-            return None if None in numbers else numbers
-        return [str(entry) for entry in entries] if all(isinstance(entry, str | int) for entry in entries) else None
-    if kind is bool:
-        return {"true": True, "false": False}.get(str(value).lower())
-    if isinstance(value, bool):
-        return None
-    if kind in (int, float) and isinstance(value, int | float | str):
-        try:
-            number = float(value)
-        except ValueError:
-            return None
-        if not math.isfinite(number):
-            return None
-        return number if kind is float else int(number) if number == int(number) else None
-    return value if isinstance(kind, type) and isinstance(value, kind) else None
-
-
-def describe(kind: Any) -> str:
-    """A type in words, for errors and help."""
-    if get_origin(kind) is Literal:
-        return ", ".join(get_args(kind)[:-1]) + f" or {get_args(kind)[-1]}"
-    if NoneType in get_args(kind):
-        return " or ".join(describe(each) for each in get_args(kind) if each is not NoneType) + " (or nothing)"
-    if get_origin(kind) is list:
-        return "a list of whole numbers" if get_args(kind) == (int,) else "a list of names"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}
-    return words.get(kind, str(kind))
-
-
-@dataclass(frozen=True)
-class DocumentedKey:
-    """A key as `--help` shows it."""
-
-    name: str
-    group: str
-    help: str
-    metavar: str
-    many: bool
-    is_switch: bool
-
-
-def documented_keys() -> list[DocumentedKey]:
-    """All keys of both stages, by heading, each with its default or defaults."""
-    found: dict[str, DocumentedKey] = {}
-    for name in dict.fromkeys(name for kind in STAGES.values() for name in kind.names()):
-        owners = {stage: kind for stage, kind in STAGES.items() if name in kind.names()}
-        last = [*owners.values()][-1]
-        field = next(field for field in fields(last) if field.name == name)
-        defaults = {stage: _default_words(kind, name) for stage, kind in owners.items()}
-        words = field.metadata["help"]
-        if len({*defaults.values()}) > 1:
-            each = [f"{stage} {default or 'none'}" for stage, default in defaults.items()]
-            words += f" (default: {', '.join(each)})"
-        elif "(default:" not in words and (default := next(iter(defaults.values()))):
-            words += f" (default: {default})"
-        if len(owners) < len(STAGES):
-            words += f" [{', '.join(owners)}]"
-        kind = last.types()[name]
-        kinds = get_args(kind) if NoneType in get_args(kind) else (kind,)
-        found[name] = DocumentedKey(
-            name,
-            field.metadata["group"],
-            words.replace("%", "%%"),
-            _metavar(kinds[0]),
-            many=get_origin(kinds[0]) is list,
-            is_switch=kinds[0] is bool,
-        )
-    order = [DATA, MODEL, TEACHER, LOSS, OPTIMISER, SPEED, VALIDATION, RUN]
-    return sorted(found.values(), key=lambda each: order.index(each.group))
-
-
-def _default_words(kind: type[TrainingArguments], name: str) -> str:
-    field = next(field for field in fields(kind) if field.name == name)
-    if field.default is None or field.default is MISSING:
-        return ""
-    return {True: "off" if field.default is False else "on"}.get(isinstance(field.default, bool), str(field.default))
-
-
-def _metavar(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "|".join(get_args(kind))
-    return {int: "N", list[int]: "N", float: "X", bool: "true|false", dict: "JSON"}.get(kind, "NAME")

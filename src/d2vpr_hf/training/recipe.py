@@ -23,7 +23,8 @@ from accelerate import PartialState
 
 from ..panoramas.training_views import cut_training_views
 from ..town.make import make_town
-from .arguments import STAGES, TrainingArguments, refuse_unknown, resolve_arguments
+from .arguments import STAGES, TrainingArguments, resolve_arguments
+from .keys import refuse_unknown
 from .launching import threads_each, threads_set
 from .run import RunFolder
 from .trainer import TrainingResult, train

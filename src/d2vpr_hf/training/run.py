@@ -14,15 +14,16 @@ import json
 import platform
 import shutil
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
-from ..files import replace_file, sync
+from ..files import replace_file, replacing, sync
 from ..version import __version__
 from .arguments import FREE_ON_RESUME, TrainingArguments
 
@@ -32,6 +33,11 @@ PROGRESS, TRACKER = "progress.json", "tracker"
 WHITENING = "teacher_whitening.safetensors"
 # Of a folder in the making; a run that starts removes what an earlier one left.
 DRAFT = ".draft"
+
+# Of a picture.
+_INK, _FAINT = "#1c2429", "#d5dce0"
+# Okabe and Ito's colours, which nearly everybody tells apart.
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a4d8")
 
 _PACKAGES = ("torch", "transformers", "accelerate", "datasets", "pytorch-metric-learning", "numpy", "pillow")
 
@@ -153,10 +159,10 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drops the lines of steps that are about to be made again."""
         kept = [record for record in self.records() if record["step"] <= step]
-        replace_file(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        replace_file(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
-        replace_file(self.root / name, (json.dumps(content, indent=2) + "\n").encode())
+        replace_file(self.root / name, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
@@ -208,3 +214,117 @@ def versions() -> dict[str, Any]:
         except PackageNotFoundError:
             continue
     return {**found, "command": sys.argv}
+
+
+@dataclass
+class Progress:
+    """Counters of a run.
+
+    Attributes:
+        step: steps of the optimiser that are done.
+        epoch, epoch_step: the epoch that is under way, from 0, and the steps done in it.
+        images: photos seen by all processes.
+        replaced: unreadable photos that another one stood in for.
+        best_step, best_recall: of the best validation; -1 before the first.
+        waited: validations since then.
+        teacher_dtype: the precision that the teacher settled on; None without a teacher.
+        sums, counted: figures since the last line of metrics, added up over so many steps.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+    images: int = 0
+    replaced: int = 0
+    best_step: int = -1
+    best_recall: float = -1.0
+    waited: int = 0
+    teacher_dtype: str | None = None
+    sums: dict[str, float] = field(default_factory=dict)
+    counted: int = 0
+
+    def add(self, figures: dict[str, float], *, images: int, last_of_epoch: bool) -> None:
+        """Counts one step with its figures."""
+        self.step += 1
+        self.epoch, self.epoch_step = (self.epoch + 1, 0) if last_of_epoch else (self.epoch, self.epoch_step + 1)
+        self.images += images
+        self.counted += 1
+        for name, value in figures.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        """The figures since the last call, averaged over their steps."""
+        means = {name: total / self.counted for name, total in self.sums.items()}
+        self.sums, self.counted = {}, 0
+        return means
+
+    def judge(self, recall: float) -> bool:
+        """Whether a validation is the best so far; counts how many weren't."""
+        if recall <= self.best_recall:
+            self.waited += 1
+            return False
+        self.best_step, self.best_recall, self.waited = self.step, recall, 0
+        return True
+
+    def save(self, state: Path) -> None:
+        (state / PROGRESS).write_text(json.dumps(asdict(self)) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, state: Path) -> "Progress":
+        return cls(**json.loads((state / PROGRESS).read_text(encoding="utf-8")))
+
+
+def draw_plots(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
+    """Writes loss.png, and recall.png where something was validated; returns their paths.
+
+    Args:
+        records: the lines of metrics.jsonl. The step of the last validation that is marked as the best gets a line.
+        folder: of the run, whose name is the title.
+    """
+    best = max((record["step"] for record in records if record.get("best")), default=None)
+    steps = [record for record in records if "loss" in record]
+    validations = [record for record in records if "validation" in record]
+    drawn = []
+    if steps:
+        names = [name for name in steps[0] if name == "loss" or name.endswith("_loss")]
+        curves = {
+            name.replace("_", " "): ([each["step"] for each in steps], [each[name] for each in steps]) for name in names
+        }
+        drawn.append(_plot(folder / "loss.png", curves, "loss", best))
+    if validations:
+        curves = {}
+        for name in validations[0]["validation"]:
+            for measure in validations[0]["validation"][name]:
+                shares = [100 * each["validation"][name][measure] for each in validations]
+                curves[f"{name} {measure}"] = ([each["step"] for each in validations], shares)
+        drawn.append(_plot(folder / "recall.png", curves, "queries answered, %", best))
+    return drawn
+
+
+def _plot(path: Path, curves: dict[str, tuple[list[int], list[float]]], label: str, best: int | None) -> Path:
+    # Its canvas draws without a window, and leaves pyplot's global state alone.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    for number, (name, (steps, values)) in enumerate(curves.items()):
+        axes.plot(
+            steps,
+            values,
+            label=name,
+            color=_COLOURS[number % len(_COLOURS)],
+            marker="o" if len(steps) < 30 else None,
+            markersize=4,
+        )
+    if best is not None:
+        axes.axvline(best, color=_INK, linewidth=1, linestyle=":", label=f"best, step {best}")
+    axes.set_title(path.parent.name, color=_INK)
+    axes.set_xlabel("step")
+    axes.set_ylabel(label)
+    axes.grid(color=_FAINT)
+    axes.tick_params(colors=_INK)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside right upper", frameon=False)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
+    return path

@@ -1,20 +1,19 @@
 """The two stages: what each makes of a batch, from pixel values to gradients. The loop is the same for both."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .arguments import DistillArguments, FinetuneArguments, TrainingArguments
 from .data.batches import TrainingBatch
-from .gathering import gather_labels, gather_with_gradient
-from .losses import DistillationLoss, MultiSimilarity, StudentProjection
-from .running_statistics import ReplayedRandomness, running_statistics_kept
-from .targets import LiveTargets
+from .losses import DistillationLoss, MultiSimilarity, StudentProjection, gather_labels, gather_with_gradient
+from .targets import Targets
 from .teachers import TeacherOutput
 
 
@@ -74,7 +73,7 @@ class Distill:
     """Stage 1: the student's descriptors follow the teacher's."""
 
     def __init__(
-        self, arguments: DistillArguments, accelerator: Accelerator, student: nn.Module, teacher: LiveTargets
+        self, arguments: DistillArguments, accelerator: Accelerator, student: nn.Module, teacher: Targets
     ) -> None:
         self.accelerator = accelerator
         self.student = student
@@ -90,7 +89,7 @@ class Distill:
 class Following:
     """The distillation term of either stage."""
 
-    def __init__(self, arguments: TrainingArguments, teacher: LiveTargets) -> None:
+    def __init__(self, arguments: TrainingArguments, teacher: Targets) -> None:
         self.teacher = teacher
         self.images_per_place = arguments.images_per_place
         self.loss = DistillationLoss(arguments.distillation_loss, arguments.region_weight, arguments.token_weight)
@@ -117,7 +116,7 @@ class Finetune:
         arguments: FinetuneArguments,
         accelerator: Accelerator,
         student: nn.Module,
-        teacher: LiveTargets | None = None,
+        teacher: Targets | None = None,
         nested_dims: Sequence[int] | None = None,
     ) -> None:
         self.accelerator = accelerator
@@ -201,10 +200,59 @@ def make_stage(
     arguments: TrainingArguments,
     accelerator: Accelerator,
     student: nn.Module,
-    teacher: LiveTargets | None,
+    teacher: Targets | None,
     nested_dims: Sequence[int] | None = None,
 ) -> Stage:
     """The stage that the arguments ask for; `nested_dims` as the student's configuration has them."""
     if isinstance(arguments, DistillArguments):
         return Distill(arguments, accelerator, student, teacher)
     return Finetune(arguments, accelerator, student, teacher, nested_dims)
+
+
+@contextmanager
+def running_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm in training mode normalises by its batch as ever, but leaves its running statistics alone."""
+    following = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.training]
+    kept = [(each, each.momentum, each.num_batches_tracked) for each in following]
+    for module in following:
+        # Not switched off: autograd must save the same tensors in both passes over a checkpointed block.
+        module.momentum, module.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for module, momentum, batches in kept:
+            module.momentum, module.num_batches_tracked = momentum, batches
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """Switches gradient checkpointing on; the second pass over a block leaves BatchNorm's statistics alone.
+
+    Without that each batch would count twice in the running statistics, as if momentum were larger.
+    """
+
+    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
+        return nullcontext(), running_statistics_kept(model)
+
+    settings: dict[str, bool | Callable] = {"use_reentrant": False, "context_fn": contexts}
+    model.activation_checkpointing_enable(settings)
+
+
+class ReplayedRandomness:
+    """The state of the random generators at one moment, to which a block can return.
+
+    A chunk whose descriptors were made without graph is made again with it: dropout must drop the same.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.devices = [device] if device.type == "cuda" else []
+        self.cpu_state = torch.get_rng_state()
+        self.device_states = [torch.cuda.get_rng_state(each) for each in self.devices]
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Within, random numbers are those that followed that moment; afterwards the generators are as before."""
+        with torch.random.fork_rng(devices=self.devices):
+            torch.set_rng_state(self.cpu_state)
+            for device, state in zip(self.devices, self.device_states, strict=True):
+                torch.cuda.set_rng_state(state, device)
+            yield

@@ -1,42 +1,88 @@
-"""Where a batch's targets come from: the teacher looks at it, or its descriptors lie on the disk already."""
+"""What a student is to give for each photo: its teacher's descriptors, whitened or read from the disk on request."""
 
-import hashlib
-import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_file, save
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..files import text_to_path
-from ..protocols.places import TrainingPlaces
+from ..files import replace_file
 from .data.batches import TrainingBatch, TrainingImages
 from .teacher_cache import TeacherCache
-from .teacher_precision import choose_precision
 from .teachers import Teacher, TeacherOutput
-from .whitening import FITTED_ON, Whitening
 
-logger = logging.getLogger(__name__)
-
+# Photos that it is fitted on, at most.
+FITTED_ON = 2048
 FITTED_AT_A_TIME = 64
+# Of the largest variance: directions below it are rounding, which whitening would blow up.
+LEAST_VARIANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """An affine map of each of the 14 regional descriptors; what comes out is of unit length.
+
+    Attributes:
+        mean: (14, width) of each region over the photos.
+        projection: (width, dim) onto the directions of largest variance of all regions, each divided by its deviation.
+    """
+
+    mean: torch.Tensor
+    projection: torch.Tensor
+
+    @property
+    def dim(self) -> int:
+        return self.projection.shape[1]
+
+    @classmethod
+    def fit(cls, regional: torch.Tensor, dim: int) -> Self:
+        """The whitening of the photos' (photos, 14, width) regional descriptors to `dim` numbers.
+
+        Raises: ValueError if the descriptors vary in fewer than `dim` directions.
+        """
+        mean = regional.double().mean(dim=0)
+        centred = (regional.double() - mean).flatten(0, 1)
+        variances, directions = torch.linalg.eigh(centred.T @ centred / len(centred))
+        variances, directions = variances.flip(0), directions.flip(1)
+        found = int((variances > LEAST_VARIANCE * variances[0]).sum())
+        if found < dim:
+            raise ValueError(
+                f"teacher_whitening is {dim}, but the teacher's descriptors of {len(regional)} photos vary in {found} "
+                "directions. Lower it, or give more photos."
+            )
+        projection = directions[:, :dim] / variances[:dim].sqrt()
+        return cls(mean.float(), projection.float().contiguous())
+
+    def __call__(self, regional: torch.Tensor) -> torch.Tensor:
+        """(images, 14, dim) of unit length, of (images, 14, width)."""
+        device = regional.device
+        return F.normalize((regional - self.mean.to(device)) @ self.projection.to(device), dim=-1)
+
+    def save(self, path: Path) -> None:
+        """Writes it whole or not at all."""
+        replace_file(path, save({"mean": self.mean, "projection": self.projection}))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        return cls(**load_file(path))
 
 
 @dataclass
-class LiveTargets:
-    """Targets that the teacher makes of each batch.
+class Targets:
+    """Targets of each batch.
 
     Attributes:
-        plain: the photos as they are, where the teacher sees them so; None: it sees what the student sees.
+        teacher: makes them.
+        cache: keeps them by the content of each photo's file, so that none is made twice; None: nothing is kept.
         whitening: of what the teacher says; None: it is taken as it is.
     """
 
     teacher: Teacher
-    plain: TrainingImages | None = None
+    cache: TeacherCache | None = None
     whitening: Whitening | None = None
 
     @property
@@ -50,80 +96,15 @@ class LiveTargets:
 
     def teach_raw(self, batch: TrainingBatch, images_per_place: int) -> TeacherOutput:
         """Before whitening."""
-        return self.teacher.teach(self.seen(batch, range(len(batch))), images_per_place=images_per_place)
-
-    def seen(self, batch: TrainingBatch, places: Sequence[int]) -> torch.Tensor:
-        """Pixel values of some images of a batch as the teacher sees them."""
-        if self.plain is None:
-            return batch.pixel_values[list(places)]
-        return TrainingBatch.of([self.plain[batch.rows[place], 0] for place in places]).pixel_values
-
-
-@dataclass
-class CachedTargets(LiveTargets):
-    """Targets kept by the content of each photo's file; the teacher makes those that are missing.
-
-    Attributes:
-        folder: where they are kept.
-        processor: prepares the photos.
-        places: the training set, whose images must be files.
-    """
-
-    folder: str = field(kw_only=True)
-    processor: Callable[..., Any] = field(kw_only=True)
-    places: TrainingPlaces = field(kw_only=True)
-    hashes: dict[int, str] = field(default_factory=dict)
-
-    @cached_property
-    def cache(self) -> TeacherCache:
-        """Opened when the teacher's precision, which its rows depend on, is settled."""
-        return TeacherCache(self.folder, self.teacher, self.processor)
-
-    def teach_raw(self, batch: TrainingBatch, images_per_place: int) -> TeacherOutput:
-        hashes = [self.hash_of(row) for row in batch.rows]
-        if missing := self.cache.missing(hashes):
-            known = self.teacher.teach(self.seen(batch, missing)).regional_descriptors
-            self.cache.add([hashes[place] for place in missing], known)
-        return TeacherOutput(self.cache.lookup(hashes).to(batch.pixel_values.device))
-
-    def hash_of(self, row: int) -> str:
-        """SHA-256 of a photo's file, read once a run."""
-        if row not in self.hashes:
-            path = text_to_path(self.places.names[row])
-            if not path.is_file():
-                raise ValueError(
-                    f"teacher_cache knows photos by their files, but {self.places.names[row]} of {self.places.name} is "
-                    "no file. Leave teacher_cache out, or train on a folder."
-                )
-            with path.open("rb") as file:
-                self.hashes[row] = hashlib.file_digest(file, "sha256").hexdigest()
-        return self.hashes[row]
+        if self.cache is None:
+            return self.teacher.teach(batch.teacher_view(), images_per_place=images_per_place)
+        if missing := self.cache.missing(batch.hashes):
+            known = self.teacher.teach(batch.teacher_view(missing)).regional_descriptors
+            self.cache.add([batch.hashes[place] for place in missing], known)
+        return TeacherOutput(self.cache.lookup(batch.hashes).to(batch.pixel_values.device))
 
 
-def settle_precision(
-    teacher: Teacher,
-    images: TrainingImages,
-    draws: list[tuple[int, int]],
-    images_per_place: int,
-    accelerator: Accelerator,
-) -> None:
-    """Chooses the precision of a teacher that is to choose for itself: on the first process, for all of them.
-
-    Args:
-        draws: of a batch to measure it on.
-    """
-    if teacher.dtype != "auto":
-        return
-    chosen = [None]
-    if accelerator.is_main_process:
-        pixels = TrainingBatch.of([images[draw] for draw in draws]).pixel_values.to(teacher.device)
-        teacher.precision = choose_precision(teacher, pixels, images_per_place=images_per_place)
-        chosen[0] = teacher.precision.dtype
-        logger.info("The teacher runs in %s: %s", chosen[0], teacher.precision.reason)
-    teacher.dtype = broadcast_object_list(chosen)[0]
-
-
-def fit_whitening(targets: LiveTargets, images: TrainingImages, dim: int, seed: int) -> Whitening:
+def fit_whitening(targets: Targets, images: TrainingImages, dim: int, seed: int) -> Whitening:
     """The whitening of a teacher's descriptors of up to `FITTED_ON` training photos, drawn by the seed."""
     rows = np.random.default_rng(seed).permutation(len(images))[:FITTED_ON].tolist()
     found = []

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch.nn import functional as F
 
 from ..files import TEMPORARY_SUFFIX, replace_file
-from .teacher_precision import LARGEST_ERROR, relative_error, unit_descriptors
 from .teachers import Teacher
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,10 @@ _HASH_BYTES = 32
 _NAME_DIGITS = 16
 # A file that is being written is younger than this; an older one was left by a killed run.
 _ABANDONED_SECONDS = 3600.0
+# float16 is kept where its error is below this share of the mean distance between different photos' descriptors.
+_LARGEST_ERROR = 0.05
+# Descriptors that are nearer to each other than float32's rounding are of equal images.
+_EQUAL = 1e-5
 
 
 class TeacherCache:
@@ -37,23 +41,18 @@ class TeacherCache:
     Args:
         folder: the user's folder for all of them; it can be deleted at any time. What differs in teacher, processor or
             precision has a subfolder of its own.
-        teacher: whose descriptors they are; its `dtype` must be settled.
+        teacher: whose descriptors they are.
         processor: the image processor, whose settings count.
 
-    Raises: ValueError for a teacher whose descriptors depend on the batch, or whose precision isn't chosen yet; or if
-        the subfolder holds rows of another teacher.
+    Raises: ValueError for a teacher whose descriptors depend on the batch, or if the subfolder holds rows of another
+        teacher.
     """
 
     def __init__(self, folder: str | Path, teacher: Teacher, processor: Callable[..., Any]) -> None:
         if teacher.mode != "batch_independent":
             raise ValueError(
                 f"The teacher {teacher.name} runs in mode {teacher.mode!r}, in which an image's descriptor depends on "
-                'the batch, so it can\'t be kept. Open it with mode="batch_independent", or train without a cache.'
-            )
-        if teacher.dtype == "auto":
-            raise ValueError(
-                f"The precision of the teacher {teacher.name} is still to be chosen, but what is kept is of one. Call "
-                "choose_precision and set teacher.dtype, or open the teacher with a dtype."
+                "the batch, so it can't be kept. Take teacher_mode batch_independent, or leave teacher_cache out."
             )
         settings = processor.to_dict() if hasattr(processor, "to_dict") else {"processor": type(processor).__name__}
         about = {"teacher": teacher.version_hash, "width": teacher.width, "dtype": teacher.dtype, "processor": settings}
@@ -70,6 +69,10 @@ class TeacherCache:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def known(self) -> frozenset[str]:
+        """SHA-256 in hex of all images whose descriptors are here."""
+        return frozenset(key.hex() for key in self._rows)
 
     def lookup(self, hashes: Sequence[str]) -> torch.Tensor | None:
         """Regional descriptors (images, 14, width) float32 on the CPU; None unless all of the images are there.
@@ -102,7 +105,7 @@ class TeacherCache:
         """Keeps the descriptors of images; they are on the disk when this returns.
 
         They are kept in float16 where its rounding errs by less than 5 % of the mean distance between the batch's
-        images, as a teacher's precision may, else in float32.
+        images, else in float32.
 
         Args:
             hashes: SHA-256 in hex of the content of each image's file.
@@ -116,7 +119,7 @@ class TeacherCache:
         exact = regional_descriptors.detach().float().cpu()
         rounded = exact.half()
         error = relative_error(unit_descriptors(rounded), unit_descriptors(exact))
-        kept = rounded if error < LARGEST_ERROR else exact
+        kept = rounded if error < _LARGEST_ERROR else exact
         digests = torch.frombuffer(bytearray(b"".join(map(_key, hashes))), dtype=torch.uint8).view(-1, _HASH_BYTES)
         part = self.folder / f"part-{uuid.uuid4().hex}.safetensors"
         replace_file(part, save({"hashes": digests, "descriptors": kept.contiguous()}, {"about": self._about}))
@@ -154,3 +157,21 @@ def _key(sha256: str) -> bytes:
             f"{sha256!r} is no SHA-256 in hex, which has 64 digits. Give that of each image file's content."
         )
     return key
+
+
+def relative_error(found: torch.Tensor, exact: torch.Tensor) -> float:
+    """Mean distance of descriptors to their exact values, as a share of the mean distance between the exact ones.
+
+    Args:
+        found, exact: (images, dim) of unit length.
+
+    Returns: inf where one isn't finite, or where the exact ones are equal or a single one.
+    """
+    distance = float(torch.pdist(exact).mean())
+    error = float((found - exact).norm(dim=1).mean())
+    return error / distance if distance > _EQUAL and error < float("inf") else float("inf")
+
+
+def unit_descriptors(regional_descriptors: torch.Tensor) -> torch.Tensor:
+    """(images, 14 * width) of unit length, in float32, of (images, 14, width)."""
+    return F.normalize(regional_descriptors.flatten(1).float(), dim=1)

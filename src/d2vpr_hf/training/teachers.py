@@ -1,6 +1,5 @@
 """What a student learns from: any teacher, opened by its name, as 14 regional descriptors and a map of patch tokens."""
 
-import difflib
 import hashlib
 import json
 import logging
@@ -17,12 +16,12 @@ from transformers import AutoConfig, Dinov2Model, Dinov2WithRegistersModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..evaluation.networks import TeacherNetwork, call_factory, checked_network, is_factory
+from ..messages import did_you_mean
 from ..models.cricavpr.modeling_cricavpr import CricaVprModel, region_members
 from ..models.d2vpr.aggregator_d2vpr import GeM
 from ..models.d2vpr.backbone_d2vpr import patch_grid
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
 from ..retrieval.embedder import DTYPES, weight_hash
-from .teacher_precision import PrecisionChoice, choose_precision
 
 logger = logging.getLogger(__name__)
 
@@ -140,11 +139,11 @@ class Teacher(nn.Module):
         mode: "as_published", where a cross-image encoder attends over the whole batch; "place_grouped", where it does
             so over the images of each place; "batch_independent", without one: an image's target is its own.
         version_hash: SHA-256 of weights and configuration.
-        dtype: arithmetic under autocast. "auto" is settled by the first batch, with `choose_precision`.
+        dtype: arithmetic under autocast; "auto" is bfloat16 where the teacher's device is an accelerator that has it,
+            else float32.
 
     Attributes:
         width: numbers in a regional descriptor.
-        precision: the `PrecisionChoice` that settled "auto"; None before, and where a dtype was given.
     """
 
     def __init__(
@@ -156,8 +155,7 @@ class Teacher(nn.Module):
         self.width: int = network.width
         self.mode = mode
         self.version_hash = version_hash
-        self.dtype = dtype
-        self.precision: PrecisionChoice | None = None
+        self._dtype = dtype
         self.eval()
 
     @property
@@ -165,10 +163,20 @@ class Teacher(nn.Module):
         """Where it runs; of a network that is no module, where its regions are pooled."""
         return next(self.parameters()).device
 
+    @property
+    def dtype(self) -> str:
+        """Of its arithmetic, "float32", "bfloat16" or "float16"."""
+        if self._dtype != "auto":
+            return self._dtype
+        kind = self.device.type
+        has_bfloat16 = kind == "xpu" or (kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
+        return "bfloat16" if has_bfloat16 else "float32"
+
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode, whatever the student around it does."""
         return super().train(False)
 
+    @torch.no_grad()
     def teach(self, pixel_values: torch.Tensor, *, images_per_place: int | None = None) -> TeacherOutput:
         """Targets for a batch of images.
 
@@ -181,14 +189,6 @@ class Teacher(nn.Module):
             or none is given; or if the images have a size that the teacher can't take.
         """
         pixel_values = pixel_values.to(self.device)
-        if self.dtype == "auto":
-            self.precision = choose_precision(self, pixel_values, images_per_place=images_per_place)
-            self.dtype = self.precision.dtype
-        return self.describe(pixel_values, images_per_place, self.dtype)
-
-    @torch.no_grad()
-    def describe(self, pixel_values: torch.Tensor, images_per_place: int | None, dtype: str) -> TeacherOutput:
-        """As `teach`, in the given precision and on the teacher's device."""
         group = None
         if self.mode == "place_grouped":
             if images_per_place is None:
@@ -197,7 +197,7 @@ class Teacher(nn.Module):
                     "number of images that each place has in the batch."
                 )
             group = images_per_place
-        with torch.autocast(pixel_values.device.type, DTYPES[dtype], enabled=dtype != "float32"):
+        with torch.autocast(pixel_values.device.type, DTYPES[self.dtype], enabled=self.dtype != "float32"):
             output = self.network(pixel_values, group)
         return TeacherOutput(output.regional_descriptors.float(), output.patch_tokens.float())
 
@@ -223,8 +223,7 @@ def open_teacher(
             or such a network itself.
         mode: what the cross-image encoder does, see `Teacher`; a teacher without one is "batch_independent".
         device: where it runs; the CPU where none is given.
-        dtype: arithmetic under autocast, weights stay float32; "auto" measures on the first batch, see
-            `choose_precision`.
+        dtype: arithmetic under autocast, weights stay float32; see `Teacher`.
 
     Raises: ValueError if there is no such teacher, or it has no encoder and `mode` asks for one.
     """
@@ -247,9 +246,7 @@ def check_choice(field: str, value: str, known: Sequence[str]) -> None:
     """
     if value in known:
         return
-    near = difflib.get_close_matches(str(value), known, n=1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{field} is {value!r}, but must be one of {', '.join(known)}.{meant}")
+    raise ValueError(f"{field} is {value!r}, but must be one of {', '.join(known)}.{did_you_mean(value, known)}")
 
 
 def _open_checkpoint(name: str, mode: TeacherMode) -> tuple[nn.Module, str]:

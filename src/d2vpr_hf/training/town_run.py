@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoModel
 from ..evaluation.run import Evaluation, benchmark_protocol, evaluate_protocol
 from ..evaluation.table import Table
 from ..files import replace_file
+from ..messages import percent
 from ..models.d2vpr.configuration_d2vpr import D2VprConfig
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
 from ..town.make import make_town
@@ -81,10 +82,7 @@ class TownRun:
     def table(self) -> Table:
         counts = next(iter(self.evaluations.values())).counts
         caption = f"a town of its own: {counts['queries']} queries, {counts['database']} database photos"
-        rows = [
-            [name, *(f"{100 * evaluation.recall[k]:.1f} %" for k in KS)]
-            for name, evaluation in self.evaluations.items()
-        ]
+        rows = [[name, *(percent(evaluation.recall[k]) for k in KS)] for name, evaluation in self.evaluations.items()]
         return Table(["weights", *(f"recall@{k}" for k in KS)], rows, caption)
 
     def to_json(self) -> dict[str, Any]:
@@ -126,7 +124,7 @@ def train_on_town(folder: str | Path, *, seed: int = 0, sizes: TownSizes | None 
         run = TownRun(
             measure(root, seed, {"teacher": teacher, "distilled": distilled, "fine-tuned": finetuned}), finetuned
         )
-        replace_file(root / RESULTS, (json.dumps(run.to_json(), indent=2) + "\n").encode())
+        replace_file(root / RESULTS, json.dumps(run.to_json(), indent=2) + "\n")
     state.wait_for_everyone()
     return run
 

@@ -1,50 +1,251 @@
-"""Training from arguments to a checkpoint folder: opens what a run needs, runs the loop, and hands out its best."""
+"""Training from arguments to a checkpoint folder: one loop for both stages, and what stands around it."""
 
+import json
 import logging
+import math
 import multiprocessing
-from dataclasses import asdict, dataclass
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 
+from ..messages import first_few, percent
 from ..protocols.places import TrainingPlaces
-from .arguments import DistillArguments, TrainingArguments
-from .checkpointing import TrainedCheckpoint
-from .data.batches import TrainingImages, training_loader
+from .arguments import TrainingArguments
+from .data.batches import TrainingBatch, TrainingImages, training_loader
 from .data.sampler import PlaceSampler
 from .launching import make_accelerator, threads_each, threads_set
-from .loop import TrainingLoop, TrainingStopped
-from .plots import draw_plots
-from .run import RunFolder, copy_folder
-from .running_statistics import checkpoint_gradients
-from .schedule import Schedule
-from .setup import (
+from .parts import (
+    TrainedCheckpoint,
     Trainee,
     describe_data,
     describe_teacher,
     make_images,
     make_sampler,
+    make_student,
     open_places,
     open_targets,
     open_trainee,
 )
-from .stages import Student, make_stage
-from .targets import LiveTargets, fit_whitening, settle_precision
+from .run import Progress, RunFolder, copy_folder, drafted, draw_plots
+from .schedule import Schedule, make_optimizer, set_training
+from .stages import Stage, make_stage
+from .targets import Targets, Whitening, fit_whitening
 from .teachers import Teacher, TeacherNetwork
-from .trainable import freeze
-from .validation import Validator
-from .whitening import Whitening
+from .validation import Validation, Validator
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-__all__ = ["TrainingResult", "TrainingStopped", "train"]
-
 logger = logging.getLogger(__name__)
+
+
+class TrainingStopped(RuntimeError):  # noqa: N818 - reads as what it is
+    """A run whose loss is no number any more; the message names step, photos and the last good weights."""
+
+
+@dataclass
+class TrainingLoop:
+    """A run under way: whoever made its parts calls `go_on_from` where there is a state, and `run`.
+
+    Attributes:
+        student: prepared by the accelerator, as is `optimizer`.
+        frozen: modules of the student that aren't trained.
+        names: what each row of the training set is called.
+        checkpoint: writes the student as a checkpoint folder.
+        progress: how far the run has come.
+    """
+
+    arguments: TrainingArguments
+    folder: RunFolder
+    accelerator: Accelerator
+    student: nn.Module
+    frozen: list[nn.Module]
+    optimizer: Any
+    stage: Stage
+    names: list[str]
+    sampler: PlaceSampler
+    loader: DataLoader
+    validator: Validator
+    schedule: Schedule
+    checkpoint: TrainedCheckpoint
+    teacher: Teacher | None
+    progress: Progress = field(default_factory=Progress)
+    _logged_at: float = 0.0
+    _logged_images: int = 0
+
+    def run(self) -> None:
+        """Steps to the end of the schedule, or until validation stops getting better."""
+        arguments, progress = self.arguments, self.progress
+        self._logged_at, self._logged_images = time.perf_counter(), progress.images
+        self.set_training()
+        with self.bar() as bar:
+            while progress.step < self.schedule.steps and not self.out_of_patience:
+                for batches, last in self.rest_of_epoch():
+                    figures = self.step(batches)
+                    images = sum(len(batch.rows) for batch in batches) * self.accelerator.num_processes
+                    progress.add(figures, images=images, last_of_epoch=last)
+                    bar.update()
+                    finished = progress.step == self.schedule.steps
+                    if finished or progress.step % arguments.log_every == 0:
+                        self.log(bar)
+                    if self.validator.protocols and (finished or self.validation_due(last)):
+                        self.validate(bar)
+                    if finished or self.out_of_patience or progress.step % arguments.save_every == 0:
+                        self.save_state()
+                    if finished or self.out_of_patience:
+                        return
+
+    def rest_of_epoch(self) -> Iterator[tuple[list[TrainingBatch], bool]]:
+        """The batches of each step that is left of the epoch, and whether it is the last."""
+        size = self.arguments.gradient_accumulation_steps
+        self.sampler.set_epoch(self.progress.epoch, self.progress.epoch_step * size)
+        steps = len(self.sampler) // size
+        if not steps:
+            raise ValueError(
+                f"Epoch {self.progress.epoch} has too few batches for a step of {size}. Give more places, or fewer "
+                "places_per_batch."
+            )
+        batches = iter(self.loader)
+        for number in range(steps):
+            yield list(islice(batches, size)), number == steps - 1
+
+    def step(self, batches: Iterable[TrainingBatch]) -> dict[str, float]:
+        """One step of the optimiser; returns the figures of its batches, averaged over batches and processes."""
+        accelerator, optimizer = self.accelerator, self.optimizer
+        for group in optimizer.param_groups:
+            group["lr"] = self.schedule.learning_rate(self.progress.step)
+        made = []
+        for batch in batches:
+            for path, reason in batch.replaced:
+                logger.warning("%s: %s. Another photo stands in for it.", path, reason)
+            moved = batch.to(accelerator.device)
+            with accelerator.accumulate(self.student):
+                replaced = torch.tensor(float(len(batch.replaced)), device=accelerator.device)
+                means = accelerator.reduce(self.stage.backward(moved) | {"replaced": replaced}, "mean")
+                figures = {name: value.item() for name, value in means.items()}
+                self.check_finite("loss", figures["loss"], batch)
+                self.progress.replaced += round(figures.pop("replaced") * accelerator.num_processes)
+                if accelerator.sync_gradients and self.arguments.max_grad_norm:
+                    length = accelerator.clip_grad_norm_(self.student.parameters(), self.arguments.max_grad_norm)
+                    if accelerator.mixed_precision != "fp16":  # whose scaler skips such steps by itself
+                        self.check_finite("gradient", float(length), batch)
+                optimizer.step()
+                optimizer.zero_grad()
+            made.append(figures)
+        return {name: sum(figures[name] for figures in made) / len(made) for name in made[0]}
+
+    def check_finite(self, what: str, value: float, batch: TrainingBatch) -> None:
+        """Stops the run before the weights take a step by what is no number."""
+        if math.isfinite(value):
+            return
+        names = [self.names[row] for row in batch.rows]
+        record = self.folder.root / f"stopped-at-step-{self.progress.step + 1}-{self.accelerator.process_index}.json"
+        record.write_text(json.dumps({"step": self.progress.step + 1, what: str(value), "photos": names}, indent=2))
+        raise TrainingStopped(
+            f"The {what} is {value} at step {self.progress.step + 1}, so it stops before the weights take it. Its "
+            f"photos are {first_few(names, 4)} ({record}). "
+            f"The last good weights: {self.folder.last_good()}. Lower learning_rate, or take mixed_precision no."
+        )
+
+    def log(self, bar: tqdm) -> None:
+        """One line of metrics: means since the last one."""
+        now = time.perf_counter()
+        images_per_s = (self.progress.images - self._logged_images) / (now - self._logged_at)
+        self._logged_at, self._logged_images = now, self.progress.images
+        figures = self.progress.means()
+        record = {
+            "step": self.progress.step,
+            "epoch": self.progress.step / self.schedule.steps_per_epoch,
+            **figures,
+            "learning_rate": self.schedule.learning_rate(self.progress.step - 1),
+            "images_per_s": images_per_s,
+            "replaced": self.progress.replaced,
+        }
+        bar.set_postfix(loss=f"{figures['loss']:.4f}", images_per_s=f"{images_per_s:.1f}")
+        self.record(record, {name: value for name, value in record.items() if name != "step"})
+
+    def record(self, record: dict[str, Any], figures: dict[str, float]) -> None:
+        """Hands the figures to the tracker, and writes the record down as a line of metrics."""
+        self.accelerator.log(figures, step=record["step"])
+        if self.accelerator.is_main_process:
+            self.folder.append(record)
+
+    def validation_due(self, last_of_epoch: bool) -> bool:
+        every = self.arguments.validate_every
+        return last_of_epoch if every is None else self.progress.step % every == 0
+
+    @property
+    def out_of_patience(self) -> bool:
+        return self.arguments.patience is not None and self.progress.waited >= self.arguments.patience
+
+    def validate(self, bar: tqdm) -> None:
+        """Recall of the weights as they are; the best so far are kept as a checkpoint."""
+        started = time.perf_counter()
+        found: list[Validation | None] = [None]
+        if self.accelerator.is_main_process:
+            found[0] = self.validator.measure(self.checkpoint.model)
+        # The others wait here.
+        validation = broadcast_object_list(found)[0]
+        recall = validation.deciding(self.validator.k)
+        best = self.progress.judge(recall)
+        record = {"step": self.progress.step, "validation": validation.recalls, "best": best}
+        protocol, first = next(iter(validation.recalls.items()))
+        recalls = validation.recalls.items()
+        self.record(record, {f"{name} {metric}": share for name, each in recalls for metric, share in each.items()})
+        if self.accelerator.is_main_process:
+            words = ", ".join(f"{name} {percent(share)}" for name, share in first.items())
+            mark = " (best so far)" if best else ""
+            bar.write(f"step {self.progress.step}: {protocol} {words}{mark}", file=sys.stderr)
+        if best:
+            self.checkpoint.write(self.folder.best_folder(self.progress.step), self.progress)
+        self.set_training()
+        # Validation isn't training time.
+        self._logged_at += time.perf_counter() - started
+
+    def save_state(self) -> None:
+        """Everything that the run needs to go on from here, in one folder."""
+        state = self.folder.state_folder(self.progress.step)
+        with drafted(state, self.accelerator) as draft:
+            self.accelerator.save_state(str(draft))
+            self.progress.teacher_dtype = self.teacher.dtype if self.teacher else None
+            if self.accelerator.is_main_process:
+                self.progress.save(draft)
+        if self.accelerator.is_main_process:
+            self.folder.keep_newest_states(self.arguments.keep_states)
+            # A run that goes on from an older state needs the best weights as they were then.
+            self.folder.keep_best({Progress.load(state).best_step for state in self.folder.states()})
+
+    def go_on_from(self, state: Path) -> None:
+        """Brings weights, optimiser, random states and counters back, and forgets what was measured since."""
+        self.accelerator.load_state(str(state))
+        self.progress = Progress.load(state)
+        if self.accelerator.is_main_process:
+            self.folder.forget_after(self.progress.step)
+
+    def set_training(self) -> None:
+        self.student.train()
+        set_training(self.checkpoint.model, self.frozen, frozen_batchnorm=self.arguments.frozen_batchnorm)
+
+    def bar(self) -> tqdm:
+        return tqdm(
+            total=self.schedule.steps,
+            initial=self.progress.step,
+            desc=self.arguments.stage,
+            unit="step",
+            file=sys.stderr,
+            disable=not self.accelerator.is_main_process,
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +305,7 @@ def train(
     # Before photos and models are opened, which may take minutes.
     state = folder.newest_state(arguments) if arguments.resume else folder.check_free()
     with threads_set(arguments.threads or threads_each(accelerator.num_processes)):
-        loop = _prepare(arguments, folder, accelerator, teacher, places)
+        loop = _prepare(arguments, folder, accelerator, state, teacher, places)
         if accelerator.is_main_process:
             folder.begin(arguments)
         accelerator.wait_for_everyone()
@@ -131,7 +332,8 @@ def _prepare(
     arguments: TrainingArguments,
     folder: RunFolder,
     accelerator: Accelerator,
-    network: Teacher | TeacherNetwork | None,
+    state: Path | None,
+    teacher: Teacher | TeacherNetwork | None,
     places: "TrainingPlaces | Dataset | None",
 ) -> TrainingLoop:
     """Everything that the loop needs, on its device."""
@@ -139,13 +341,12 @@ def _prepare(
     places = open_places(arguments, places)
     sampler = make_sampler(arguments, places, accelerator)
     validator = Validator(arguments.validation, k=arguments.validation_k, processor=trainee.processor)
-    targets = open_targets(arguments, places, trainee.processor, accelerator.device, network)
-    images = make_images(arguments, places, trainee.processor)
-    if targets:
-        settle_precision(targets.teacher, images, next(iter(sampler)), arguments.images_per_place, accelerator)
-        if arguments.teacher_whitening is not None:
-            targets.whitening = _whitening(arguments, folder, accelerator, targets, images)
-    student, frozen = _student(arguments, trainee, targets.width if targets else None)
+    dtype = Progress.load(state).teacher_dtype if state else None
+    targets = open_targets(arguments, trainee.processor, accelerator.device, teacher, dtype)
+    images = make_images(arguments, places, trainee.processor, targets)
+    if targets and arguments.teacher_whitening is not None:
+        targets.whitening = _whitening(arguments, folder, accelerator, targets, images)
+    student, frozen = make_student(arguments, trainee, targets.width if targets else None)
     optimizer = make_optimizer(arguments, student)
     student, optimizer = accelerator.prepare(student, optimizer)
     # Each process drops other activations out.
@@ -183,7 +384,7 @@ def _whitening(
     arguments: TrainingArguments,
     folder: RunFolder,
     accelerator: Accelerator,
-    targets: LiveTargets,
+    targets: Targets,
     images: TrainingImages,
 ) -> Whitening:
     """Fitted on the first process; a run that goes on takes the one that it began with."""
@@ -194,55 +395,13 @@ def _whitening(
     return Whitening.load(folder.whitening)
 
 
-def _student(
-    arguments: TrainingArguments, trainee: Trainee, teacher_width: int | None
-) -> tuple[Student, list[nn.Module]]:
-    """The student as the arguments want it trained, and what of it is frozen.
-
-    Raises: ValueError for chunks of a model whose images look at each other.
-    """
-    model, config = trainee.model, trainee.model.config
-    if getattr(arguments, "descriptor_chunk", None) and config.cross_image_encoder:
-        raise ValueError(
-            "descriptor_chunk is set, but the model's cross-image encoder looks at a whole batch, which chunks cut "
-            "apart. Leave descriptor_chunk out, or start from a checkpoint without the encoder."
-        )
-    frozen = freeze(model, trainable_blocks=arguments.trainable_blocks, trainable_modules=arguments.trainable_modules)
-    if isinstance(arguments, DistillArguments) and getattr(config, "head_dim", None):
-        # Distilling follows the regions, which lie before the head.
-        model.head.requires_grad_(False)
-        frozen.append(model.head)
-    if arguments.gradient_checkpointing:
-        checkpoint_gradients(model)
-    student = Student(
-        model, teacher_width, signed=arguments.teacher_whitening is not None, needs_tokens=arguments.token_weight > 0
-    )
-    if arguments.sync_batchnorm:
-        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
-    if arguments.compile:
-        student.compile()
-    return student, frozen
-
-
-def make_optimizer(arguments: TrainingArguments, student: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of all that is trained.
-
-    Raises: ValueError if nothing is.
-    """
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("Nothing is left to train. Raise trainable_blocks, or name trainable_modules.")
-    kind = torch.optim.AdamW if arguments.optimizer == "adamw" else torch.optim.Adam
-    return kind(trained, lr=arguments.learning_rate, weight_decay=arguments.weight_decay)
-
-
 def _announce(
     arguments: TrainingArguments,
     accelerator: Accelerator,
     trainee: Trainee,
     sampler: PlaceSampler,
     schedule: Schedule,
-    targets: LiveTargets | None,
+    targets: Targets | None,
 ) -> None:
     """Says what really runs: processes, device, batch, steps, teacher."""
     if not accelerator.is_main_process:
@@ -267,7 +426,8 @@ def _announce(
         schedule.steps_per_epoch,
     )
     if targets:
-        logger.info("The teacher is %s (%s).", targets.teacher.name, targets.teacher.mode)
+        teacher = targets.teacher
+        logger.info("The teacher is %s (%s, %s).", teacher.name, teacher.mode, teacher.dtype)
     if sampler.dropped_places:
         logger.warning(
             "%d places with fewer than %d photos are left out, and with them %d photos.",

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.process import BaseProcess
 from threading import Thread
@@ -14,12 +14,15 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ...cores import available_cores
+from ...files import hash_file, text_to_path
 from ...photos.images import UnreadableImage
 from ...protocols.places import TrainingPlaces
 from .sampler import PlaceSampler
 
 # More broken images in a row are no accident, and whoever trains should know at once.
 _MOST_TRIED = 200
+
+Transform = Callable[[Image.Image, int], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,16 @@ class TrainingImage:
         place: id of the place that it shows.
         row: of the image that is really here.
         replaced: (path, reason) of each image that was to be here and couldn't be used.
+        plain: (3, height, width) float32 of the image as it is; None where nobody needs it.
+        sha256: of the image's file, in hex; None likewise.
     """
 
     pixels: torch.Tensor
     place: int
     row: int
     replaced: list[tuple[str, str]]
+    plain: torch.Tensor | None = None
+    sha256: str | None = None
 
 
 @dataclass
@@ -48,12 +55,18 @@ class TrainingBatch:
         places: (images,) int64 place ids.
         rows: (images) rows of the images that are really here.
         replaced: (path, reason) of each image that couldn't be used and for which another stands here.
+        plain_values: (plain images, 3, height, width) float32 of images as they are; None where nobody needs them.
+        plain_at: (plain images) which images of the batch these are.
+        hashes: (images) SHA-256 of the images' files, in hex; None where nobody needs them.
     """
 
     pixel_values: torch.Tensor
     places: torch.Tensor
     rows: list[int]
     replaced: list[tuple[str, str]] = field(default_factory=list)
+    plain_values: torch.Tensor | None = None
+    plain_at: list[int] = field(default_factory=list)
+    hashes: list[str | None] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -61,21 +74,35 @@ class TrainingBatch:
     @classmethod
     def of(cls, images: list[TrainingImage]) -> Self:
         """The images as one batch, in their order."""
+        plain = {at: image.plain for at, image in enumerate(images) if image.plain is not None}
         return cls(
             torch.stack([image.pixels for image in images]),
             torch.tensor([image.place for image in images], dtype=torch.int64),
             [image.row for image in images],
             [each for image in images for each in image.replaced],
+            torch.stack([*plain.values()]) if plain else None,
+            [*plain],
+            [image.sha256 for image in images],
         )
 
     def pin_memory(self) -> Self:
         """The batch in memory from which a GPU copies by itself, as a DataLoader with `pin_memory=True` asks for it."""
-        return replace(self, pixel_values=self.pixel_values.pin_memory(), places=self.places.pin_memory())
+        return self._each_tensor(torch.Tensor.pin_memory)
 
     def to(self, device: torch.device | str) -> Self:
         """The batch with its tensors on a device; pinned memory is copied while the caller goes on."""
-        pixels, places = (each.to(device, non_blocking=True) for each in (self.pixel_values, self.places))
-        return replace(self, pixel_values=pixels, places=places)
+        return self._each_tensor(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def teacher_view(self, images: Sequence[int] | None = None) -> torch.Tensor:
+        """(images, 3, height, width) of some of the images, or all: as they are where the batch has them so."""
+        images = range(len(self)) if images is None else images
+        if self.plain_values is None:
+            return self.pixel_values[list(images)]
+        return self.plain_values[[self.plain_at.index(image) for image in images]]
+
+    def _each_tensor(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        plain = None if self.plain_values is None else change(self.plain_values)
+        return replace(self, pixel_values=change(self.pixel_values), places=change(self.places), plain_values=plain)
 
 
 class TrainingImages(Dataset[TrainingImage]):
@@ -88,10 +115,30 @@ class TrainingImages(Dataset[TrainingImage]):
         places: the images.
         transform: makes (3, height, width) float32 of an image and a draw seed, such as TrainingTransform. It goes to
             worker processes by pickle.
+        plain: makes the image as it is, for a teacher that sees it so; None: nobody does.
+        hashed: whether the hash of each image's file is wanted; the images must be files.
+        known: hashes of images that need no plain view.
+
+    Raises: ValueError for `hashed` images that are no files.
     """
 
-    def __init__(self, places: TrainingPlaces, transform: Callable[[Image.Image, int], torch.Tensor]) -> None:
-        self.places, self.transform = places, transform
+    def __init__(
+        self,
+        places: TrainingPlaces,
+        transform: Transform,
+        *,
+        plain: Transform | None = None,
+        hashed: bool = False,
+        known: Collection[str] = frozenset(),
+    ) -> None:
+        self.places, self.transform, self.plain = places, transform, plain
+        self.hashed, self.known = hashed, known
+        self._hashes: dict[int, str] = {}
+        if hashed and not text_to_path(places.names[0]).is_file():
+            raise ValueError(
+                f"Descriptors are kept by the content of a photo's file, but {places.names[0]} of {places.name} is no "
+                "file. Leave teacher_cache out, or train on a folder."
+            )
 
     def __len__(self) -> int:
         return len(self.places)
@@ -109,13 +156,27 @@ class TrainingImages(Dataset[TrainingImage]):
             except UnreadableImage as error:
                 replaced.append((error.path, error.reason))
                 continue
-            place = int(self.places.places[candidate])
-            return TrainingImage(self.transform(image, seed), place, candidate, replaced)
+            sha256 = self._hash(candidate) if self.hashed else None
+            wants_plain = self.plain is not None and sha256 not in self.known
+            return TrainingImage(
+                self.transform(image, seed),
+                int(self.places.places[candidate]),
+                candidate,
+                replaced,
+                plain=self.plain(image, 0) if wants_plain else None,
+                sha256=sha256,
+            )
         path, reason = replaced[0]
         raise ValueError(
             f"{self.places.name}: {len(replaced)} images in a row can't be used, such as {path}: {reason}. Look at "
             "the files, or give the folder anew."
         )
+
+    def _hash(self, row: int) -> str:
+        """SHA-256 of a photo's file, read once by each worker."""
+        if row not in self._hashes:
+            self._hashes[row] = hash_file(text_to_path(self.places.names[row]))
+        return self._hashes[row]
 
     def _candidates(self, row: int, seed: int) -> Iterator[int]:
         """The row, then the other images of its place, then images of other places, up to some number."""

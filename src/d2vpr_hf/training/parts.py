@@ -1,9 +1,9 @@
-"""Opens what a run needs: model, processor, photos, teacher, and the order of the batches."""
+"""The parts of a run: the model, opened and saved, its photos, its teacher, and the order of the batches."""
 
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +22,16 @@ from ..models.d2vpr.configuration_d2vpr import D2VprConfig
 from ..models.d2vpr.image_processing_d2vpr import D2VprImageProcessor
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
 from ..protocols.places import TrainingPlaces, read_training_places
-from .arguments import TrainingArguments, refuse_unknown
+from .arguments import DistillArguments, TrainingArguments
 from .data.batches import TrainingImages
 from .data.sampler import PlaceSampler
 from .data.transform import TrainingTransform
-from .targets import CachedTargets, LiveTargets
+from .keys import refuse_unknown
+from .run import Progress, drafted, versions
+from .schedule import freeze
+from .stages import Student, checkpoint_gradients
+from .targets import Targets
+from .teacher_cache import TeacherCache
 from .teachers import Teacher, TeacherNetwork, open_teacher
 
 if TYPE_CHECKING:
@@ -50,6 +55,60 @@ class Trainee:
     model: nn.Module
     processor: BaseImageProcessor
     history: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class TrainedCheckpoint:
+    """Writes the student of a run, whenever it is asked for.
+
+    Attributes:
+        data: what the checkpoint says of the photos that it was trained on.
+        teacher: likewise of the teacher; None without.
+    """
+
+    arguments: TrainingArguments
+    accelerator: Accelerator
+    student: nn.Module
+    trainee: Trainee
+    data: Mapping[str, Any]
+    teacher: Mapping[str, Any] | None
+
+    @property
+    def model(self) -> nn.Module:
+        """The model itself, without what training wraps around it."""
+        return self.trainee.model
+
+    def write(self, folder: Path, progress: Progress) -> None:
+        """Writes the folder whole or not at all; all processes call this together."""
+        weights = self.accelerator.get_state_dict(self.student)
+        with drafted(folder, self.accelerator) as draft:
+            if self.accelerator.is_main_process:
+                # The projection to the teacher's width is dropped here.
+                own = {
+                    name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")
+                }
+                self.trainee.processor.save_pretrained(draft)
+                self.model.save_pretrained(draft, state_dict=own)
+                record = {"stages": [*self.trainee.history, self.describe(progress)]}
+                (draft / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def describe(self, progress: Progress) -> dict[str, Any]:
+        """This stage, as the checkpoint's `training.json` has it."""
+        best = None if progress.best_step < 0 else {"step": progress.best_step, "recall": progress.best_recall}
+        if best is not None:
+            best |= {"metric": f"recall@{self.arguments.validation_k}", "validation": self.arguments.validation[0]}
+        return {
+            "stage": self.arguments.stage,
+            "base_model": self.arguments.model,
+            "step": progress.step,
+            "images": progress.images,
+            "processes": self.accelerator.num_processes,
+            "best": best,
+            "data": dict(self.data),
+            "teacher": None if self.teacher is None else dict(self.teacher),
+            "arguments": self.arguments.to_dict(),
+            "versions": versions(),
+        }
 
 
 def open_trainee(arguments: TrainingArguments) -> Trainee:
@@ -146,15 +205,25 @@ def open_places(arguments: TrainingArguments, given: "TrainingPlaces | Dataset |
     return read_training_places(sources, place_column=arguments.place_column, cities=arguments.cities)
 
 
-def make_images(arguments: TrainingArguments, places: TrainingPlaces, processor: BaseImageProcessor) -> TrainingImages:
-    """The photos as the model takes them."""
+def make_images(
+    arguments: TrainingArguments,
+    places: TrainingPlaces,
+    processor: BaseImageProcessor,
+    targets: Targets | None = None,
+) -> TrainingImages:
+    """The photos as the model takes them, with what their targets need."""
     transform = TrainingTransform(
         processor,
         augmentation=arguments.augmentation,
         operations=arguments.augmentation_operations,
         magnitude=arguments.augmentation_magnitude,
     )
-    return TrainingImages(places, transform)
+    if targets is None:
+        return TrainingImages(places, transform)
+    plain = TrainingTransform(processor, augmentation="none") if arguments.teacher_sees == "plain" else None
+    if targets.cache is None:
+        return TrainingImages(places, transform, plain=plain)
+    return TrainingImages(places, transform, plain=plain, hashed=True, known=targets.cache.known())
 
 
 def make_sampler(arguments: TrainingArguments, places: TrainingPlaces, accelerator: Accelerator) -> PlaceSampler:
@@ -172,15 +241,16 @@ def make_sampler(arguments: TrainingArguments, places: TrainingPlaces, accelerat
 
 def open_targets(
     arguments: TrainingArguments,
-    places: TrainingPlaces,
     processor: BaseImageProcessor,
     device: torch.device,
     network: Teacher | TeacherNetwork | None = None,
-) -> LiveTargets | None:
+    dtype: str | None = None,
+) -> Targets | None:
     """What gives each batch its targets; None where nobody is followed.
 
     Args:
         network: a teacher in place of the one that the arguments name.
+        dtype: the teacher's arithmetic in place of the one that the arguments name.
     """
     if network is None and arguments.teacher is None:
         return None
@@ -188,18 +258,10 @@ def open_targets(
         teacher = network.to(device)
     else:
         source = arguments.teacher if network is None else network
-        teacher = open_teacher(source, mode=arguments.teacher_mode, device=device, dtype=arguments.teacher_dtype)
-    if arguments.teacher_cache is not None and teacher.mode != "batch_independent":
-        raise ValueError(
-            f"teacher_cache is set, but in teacher_mode {teacher.mode} a photo's target depends on its batch. Leave "
-            "teacher_cache out, or take teacher_mode batch_independent."
-        )
-    plain = None
-    if arguments.teacher_sees == "plain":
-        plain = TrainingImages(places, TrainingTransform(processor, augmentation="none"))
-    if arguments.teacher_cache is None:
-        return LiveTargets(teacher, plain)
-    return CachedTargets(teacher, plain, folder=arguments.teacher_cache, processor=processor, places=places)
+        dtype = dtype or arguments.teacher_dtype
+        teacher = open_teacher(source, mode=arguments.teacher_mode, device=device, dtype=dtype)
+    cache = None if arguments.teacher_cache is None else TeacherCache(arguments.teacher_cache, teacher, processor)
+    return Targets(teacher, cache)
 
 
 def describe_data(arguments: TrainingArguments, places: TrainingPlaces, sampler: PlaceSampler) -> dict[str, Any]:
@@ -216,7 +278,34 @@ def describe_data(arguments: TrainingArguments, places: TrainingPlaces, sampler:
 
 def describe_teacher(teacher: Teacher) -> dict[str, Any]:
     """What a checkpoint says of its teacher."""
-    names = ("name", "mode", "width", "version_hash", "dtype")
-    return {name: getattr(teacher, name) for name in names} | (
-        {"precision": asdict(teacher.precision)} if teacher.precision else {}
+    return {name: getattr(teacher, name) for name in ("name", "mode", "width", "version_hash", "dtype")}
+
+
+def make_student(
+    arguments: TrainingArguments, trainee: Trainee, teacher_width: int | None
+) -> tuple[Student, list[nn.Module]]:
+    """The student as the arguments want it trained, and what of it is frozen.
+
+    Raises: ValueError for chunks of a model whose images look at each other.
+    """
+    model, config = trainee.model, trainee.model.config
+    if getattr(arguments, "descriptor_chunk", None) and config.cross_image_encoder:
+        raise ValueError(
+            "descriptor_chunk is set, but the model's cross-image encoder looks at a whole batch, which chunks cut "
+            "apart. Leave descriptor_chunk out, or start from a checkpoint without the encoder."
+        )
+    frozen = freeze(model, trainable_blocks=arguments.trainable_blocks, trainable_modules=arguments.trainable_modules)
+    if isinstance(arguments, DistillArguments) and getattr(config, "head_dim", None):
+        # Distilling follows the regions, which lie before the head.
+        model.head.requires_grad_(False)
+        frozen.append(model.head)
+    if arguments.gradient_checkpointing:
+        checkpoint_gradients(model)
+    student = Student(
+        model, teacher_width, signed=arguments.teacher_whitening is not None, needs_tokens=arguments.token_weight > 0
     )
+    if arguments.sync_batchnorm:
+        student = nn.SyncBatchNorm.convert_sync_batchnorm(student)
+    if arguments.compile:
+        student.compile()
+    return student, frozen
