@@ -194,3 +194,71 @@ def test_published_files_equal_numpys_own_reading():
         expected = published[:, 1] if published.ndim == 2 else published
         ours = read_positive_rows(METADATA / file, queries=queries, database=database)
         assert as_lists(ours) == [sorted(int(row) for row in rows) for rows in expected]
+
+
+def save_head(path: Path, head: str) -> Path:
+    text = head.ljust(117).encode("latin1") + b"\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (1000000000, 0), }",
+        "{'descr': '<U0', 'fortran_order': False, 'shape': (1000000000,), }",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (1, 1, 1), }",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (3L,), '''}",
+        "{'descr': '<i8', 'fortran_order': False, 'shape': (3,), }" + "(" * 30,
+        "{'descr': '" + "\x00" * 20 + "', 'shape': (3,), }",
+        "[" * 9000,
+    ],
+)
+def test_a_broken_head_is_an_error_that_names_the_file(tmp_path, head):
+    path = save_head(tmp_path / "gt.npy", head)
+    for read in (read_names, read_row_numbers, lambda path: read_positive_rows(path, queries=3, database=3)):
+        with pytest.raises(ValueError, match=r"gt\.npy is no \.npy file of a list"):
+            read(path)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
+def test_mutated_files_are_read_or_refused_by_name(tmp_path):
+    random = np.random.default_rng(0)
+    good = save_object(tmp_path / "gt.npy", [[0, 1], np.array([2]), 1]).read_bytes()
+    path, complaints = tmp_path / "bad.npy", []
+    for _ in range(600):
+        data = bytearray(good)
+        for place in random.integers(0, len(data), random.integers(1, 4)):
+            data[place] = random.integers(256)
+        path.write_bytes(data)
+        try:
+            read_positive_rows(path, queries=3, database=3)
+        except ValueError as error:
+            complaints.append(str(error))
+    assert len(complaints) > 300
+    assert all("bad.npy" in complaint for complaint in complaints)
+
+
+def object_array(content: bytes, shape: str = "K\x01\x85") -> bytes:
+    return array_pickle(shape, "O8", content)
+
+
+ROW = b"](" + b"](K\x01K\x02eq\x00" + b"h\x00" * 3000 + b"eq\x01"  # a short list, 3,001 times
+ENDLESS = {
+    "a list that holds itself": object_array(b"]q\x00h\x00a"),
+    "an entry that holds itself": object_array(b"]]q\x00h\x00aa"),
+    "one list over and over": object_array(b"](" + ROW + b"h\x01" * 3000 + b"e", "J\xb9\x0b\x00\x00\x85"),
+    "a thousand million rows of nothing": object_array(b"]", "J\x00\xca\x9a\x3bK\x00\x86"),
+    "an array of a thousand million rows of nothing": object_array(
+        b"]" + array_pickle("J\x00\xca\x9a\x3bK\x00\x86", "i8", b"U\x00")[2:-1] + b"a"
+    ),
+}
+
+
+@pytest.mark.parametrize("payload", ENDLESS.values(), ids=ENDLESS)
+def test_a_small_file_that_stands_for_endless_lists_is_refused(tmp_path, payload):
+    path = save_raw(tmp_path / "gt.npy", payload)
+    with pytest.raises(ValueError, match=r"gt\.npy"):
+        read_positive_rows(path, queries=1, database=9)
+    with pytest.raises(ValueError, match=r"gt\.npy"):
+        read_names(path)

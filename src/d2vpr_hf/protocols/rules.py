@@ -16,6 +16,7 @@ class Rule:
     """What makes a database photo a positive.
 
     Attributes:
+        words: the rule for people.
         is_published: whether the set has published counts and names; one's own folders have none.
         is_training: whether it says what shows one place in a training set, which has no queries.
         holds_queries: whether each query is a database photo too, which is no answer to itself.
@@ -23,11 +24,15 @@ class Rule:
         reach: how far the numbers of frames may be apart, where they make a positive.
     """
 
+    words: ClassVar[str]
     is_published: ClassVar[bool] = True
     is_training: ClassVar[bool] = False
     holds_queries: ClassVar[bool] = False
     radius_m: float | None = None
     reach: int | None = None
+
+    def __str__(self) -> str:
+        return self.words
 
     def positives(self, reading: Reading) -> tuple[Positives | None, str]:
         """For each query its positives as rows of the database, None where nobody knows them; and where they are from.
@@ -81,8 +86,7 @@ class Frames(Rule):
 class Listed(Rule):
     """What the set's own file lists."""
 
-    def __str__(self) -> str:
-        return "the database photos that the set's own file lists for the query"
+    words = "the database photos that the set's own file lists for the query"
 
     def found(self, reading: Reading) -> Positives:
         raise ValueError("it takes its positives from a file of the set, and none is there. Copy it there.")
@@ -92,24 +96,18 @@ class Listed(Rule):
 class Hidden(Rule):
     """Positives that only the set's authors know."""
 
-    def __str__(self) -> str:
-        return "not published: the ranking is written as a file and scored by the challenge's server"
+    words = "not published: the ranking is written as a file and scored by the challenge's server"
 
-    def positives(self, reading: Reading) -> tuple[None, str]:
-        return None, str(self)
+    def found(self, reading: Reading) -> None:
+        return None
 
 
 @dataclass(frozen=True)
 class SamePlace(Rule):
     """Training photos with the same place number."""
 
+    words = "photos of the same place number (a training set: there are no queries)"
     is_training = True
-
-    def __str__(self) -> str:
-        return "photos of the same place number (a training set: there are no queries)"
-
-    def positives(self, reading: Reading) -> tuple[None, str]:
-        return None, str(self)
 
 
 @dataclass(frozen=True)
@@ -138,11 +136,9 @@ class Own(Rule):
 class OthersOfPlace(Rule):
     """The other photos of the query's place; the database holds the query too, which is no answer to itself."""
 
+    words = "the other photos of the query's place (each photo is looked for among all others, itself left out)"
     is_published = False
     holds_queries = True
-
-    def __str__(self) -> str:
-        return "the other photos of the query's place (each photo is looked for among all others, itself left out)"
 
     def found(self, reading: Reading) -> Positives:
         database, queries = reading.database, reading.queries
