@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import protocol_trees as trees
 import pytest
@@ -13,6 +14,8 @@ from d2vpr_hf.models.checkpoint import save_checkpoint
 from d2vpr_hf.protocols.export import export_protocol
 from d2vpr_hf.protocols.table import load_protocol
 from d2vpr_hf.retrieval.embedder import weight_hash
+
+METRIC = Path(__file__).parents[2] / "metrics" / "recall_at_k"
 
 
 @pytest.fixture
@@ -95,10 +98,8 @@ def test_a_converted_checkpoint_is_asked_about_on_a_terminal_alone(hub, checkpoi
 
 
 def test_the_metric_and_an_export_are_pushed_in_the_same_way(hub, tmp_path, monkeypatch, capsys):
-    from d2vpr_hf.hub.carried_files import METRIC_FOLDER, carried_path
-
     monkeypatch.chdir(tmp_path)
-    assert main(["push", str(carried_path(METRIC_FOLDER)), "me/recall_at_k"]) == 0
+    assert main(["push", str(METRIC), "me/recall_at_k"]) == 0
     assert hub.stored["me/recall_at_k"].type == "spaces"
     assert hub.private["me/recall_at_k"] is False
 
@@ -122,7 +123,7 @@ def test_the_metric_and_an_export_are_pushed_in_the_same_way(hub, tmp_path, monk
     [
         (["empty", "me/tiny"], "empty is neither a checkpoint (config.json), nor the metric (recall_at_k.py), nor"),
         (["gone", "me/tiny"], "there is no model 'gone' here"),
-        (["d2vpr", "tiny"], "'tiny' is no name on the Hub. Give owner/name"),
+        (["d2vpr", "tiny"], "'tiny' isn't a name on the Hub. Give owner/name"),
         (["d2vpr", "me/tiny", "--revision", "0" * 40], "a commit can't be pushed to"),
         (["d2vpr", "me/tiny", "--evaluation", "gone.json"], "There is no gone.json"),
         (["d2vpr", "me/tiny", "--private", "--public"], "not allowed with argument --private"),

@@ -5,14 +5,14 @@ import re
 import tomllib
 from pathlib import Path
 
-import pytest
 from huggingface_hub import ModelCard, metadata_load
 from loopback_hub import card_problems
 from made_evaluation import made_evaluation
 
 from d2vpr_hf import D2VprConfig, D2VprImageProcessor, D2VprModel, write_release
 from d2vpr_hf.evaluation.compare import Comparison
-from d2vpr_hf.hub import carried_files
+from d2vpr_hf.hub import card as card_module
+from d2vpr_hf.hub import push
 from d2vpr_hf.hub.card import model_card
 from d2vpr_hf.hub.records import read_about, read_comparisons, read_evaluations, read_training
 from d2vpr_hf.hub.release import recorded_results
@@ -284,19 +284,18 @@ def test_five_lines_show_how_to_use_it():
 
 
 def test_wheels_carry_the_template_and_the_metric():
-    """An editable install carries neither: a second d2vpr_hf beside the checkout's would be found for the package."""
+    """An editable install has the metric at its root: a second d2vpr_hf there would be found for the package."""
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
-    wheel, inside = build["targets"]["wheel"], carried_files._PLACES[0].relative_to(ROOT / "src")
-    metric = [path.name for path in (ROOT / carried_files.METRIC_FOLDER).iterdir() if path.is_file()]
-    for name in [carried_files.CARD_TEMPLATE, *(f"{carried_files.METRIC_FOLDER}/{each}" for each in metric)]:
-        assert any(Path(name).is_relative_to(included) for included in wheel["only-include"]), name
-        top, _, rest = name.partition("/")
-        assert f"{wheel['sources'][top]}/{rest}" == f"{inside}/{name}"
-        assert carried_files.carried_path(name).is_file()
+    wheel = build["targets"]["wheel"]
+    assert wheel["only-include"] == ["src/d2vpr_hf", "metrics/recall_at_k"]
+    in_wheel, in_checkout = push._METRIC_FOLDERS
+    assert in_checkout == ROOT / "metrics" / "recall_at_k"
+    assert in_checkout.is_dir()
+    assert f"{wheel['sources']['metrics']}/recall_at_k" == in_wheel.relative_to(ROOT / "src").as_posix()
+    assert card_module._TEMPLATE.is_relative_to(ROOT / "src" / "d2vpr_hf")
+    assert card_module._TEMPLATE.is_file()
     assert build["dev-mode-dirs"] == ["src"]
     assert "force-include" not in wheel
-    with pytest.raises(FileNotFoundError, match="Install d2vpr-hf again"):
-        carried_files.carried_path("model_cards/gone.md")
 
 
 def made_again(folder, work, card=None):
@@ -387,8 +386,8 @@ def test_a_shipped_card_says_how_the_package_opens_it():
 
 
 def test_shipped_cards_are_those_of_shipped_checkpoints(tmp_path):
-    """Beside the template lies the card of each checkpoint that the package ships, as its records make it today."""
-    cards = {path.stem for path in (ROOT / "model_cards").glob("*.md")} - {"template"}
+    """In model_cards lies the card of each checkpoint that the package ships, as its records make it today."""
+    cards = {path.stem for path in (ROOT / "model_cards").glob("*.md")}
     shipped = {
         path.parent.name: path.parent for path in (ROOT / "src/d2vpr_hf/models/pretrained").glob("*/config.json")
     }

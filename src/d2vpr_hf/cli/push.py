@@ -12,7 +12,7 @@ from .parsing import CommandParser, UsageError, add_command, note
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ..hub.uploads import Push
+    from ..hub.push import Push
 
 # Options that say something about a model alone.
 MODEL_OPTIONS = ("evaluation", "training", "license", "allow_converted", "revision", "dry_run")
@@ -105,7 +105,7 @@ def _push_checkpoint(options: argparse.Namespace) -> int:
         "license": options.license,
         "revision": options.revision,
     }
-    from ..hub.uploads import check_names
+    from ..hub.push import check_names
 
     # Before the model is loaded, which takes seconds.
     check_names(options.repo_id, options.revision or "main")

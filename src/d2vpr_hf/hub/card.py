@@ -8,10 +8,11 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.configuration_utils import PreTrainedConfig
 
+from ..messages import percent
 from ..models.checkpoint import TRAINING_FILE
-from .carried_files import CARD_TEMPLATE, carried_path
 from .records import COMPARISONS_FOLDER, EVALUATIONS_FOLDER
 
+_TEMPLATE = Path(__file__).with_name("card_template.md")
 TAGS = ("visual-place-recognition", "d2vpr")
 TASK = "image-feature-extraction"
 # Cut-offs that the table shows, where an evaluation has them; the card's head has all.
@@ -63,13 +64,14 @@ def model_card(
         tags=list(TAGS),
         **({"model_name": name, "eval_results": results} if results else {}),
         base_model=_base_models(stages) or None,
-        datasets=_datasets(stages) or None,
+        # What stages call the folders of their photos, `data`, means nothing on the Hub.
+        datasets=_united(stages, "datasets") or None,
         **_license_data(license, config),
     )
     pca = config.pca_source
     return ModelCard.from_template(
         data,
-        template_path=str(carried_path(CARD_TEMPLATE)),
+        template_path=str(_TEMPLATE),
         name=name,
         shipped="/" not in repo_id,
         address=f'"{repo_id}"' + (f', revision="{revision}"' if revision else ""),
@@ -124,20 +126,25 @@ def eval_results(evaluation: Mapping[str, Any], config: PreTrainedConfig) -> lis
     ]
 
 
+def _image_size(settings: Mapping[str, Any]) -> str:
+    """The size that photos were brought to, in words; nothing where it isn't recorded."""
+    size = settings.get("image_size") or {}
+    return f"{size['height']} x {size['width']} pixels" if {"height", "width"} <= size.keys() else ""
+
+
 def _conditions(evaluation: Mapping[str, Any], config: PreTrainedConfig) -> str:
     """What a recall depends on besides model and photos."""
     settings, pca = evaluation["settings"], config.pca_source
-    size = settings.get("image_size") or {}
     parts = [
         f"batches: {settings['batch_rule']}",
         "no PCA"
         if pca is None
         else f"PCA to {config.descriptor_dim} numbers, fitted on {pca['images']} photos of {pca['name']}",
         f"queries by {settings['query_method']}",
-        *([f"{size['height']} x {size['width']} pixels"] if {"height", "width"} <= size.keys() else []),
+        _image_size(settings),
         settings["dtype"],
     ]
-    return "; ".join(parts)
+    return "; ".join(filter(None, parts))
 
 
 def _result(
@@ -163,8 +170,8 @@ def _result(
         remarks.append(f"{without:,} queries without positives {treated}.")
     unread = {split: counts[split] - counts[f"{split}_ranked"] for split in ("database", "queries")}
     remarks += [f"{count:,} photos of the {split} could not be read." for split, count in unread.items() if count]
-    settings, size = evaluation["settings"], evaluation["settings"].get("image_size") or {}
-    pixels = f" at {size['height']} x {size['width']} pixels" if {"height", "width"} <= size.keys() else ""
+    settings = evaluation["settings"]
+    pixels = f" at {size}" if (size := _image_size(settings)) else ""
     remarks.append(
         f"Queries by {settings['query_method']}{pixels}, {settings['dtype']}; batches: {_line(settings['batch_rule'])}."
     )
@@ -273,11 +280,9 @@ def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
             yield from _flat(f"{name}.{key}", each)
     elif isinstance(value, list | tuple):
         plain = not any(isinstance(each, Mapping | list | tuple) for each in value)
+        short = plain and len(value) <= _LONGEST_LIST
         if value:
-            yield (
-                name,
-                ", ".join(map(_text, value)) if plain and len(value) <= _LONGEST_LIST else f"see {TRAINING_FILE}",
-            )
+            yield name, ", ".join(map(_text, value)) if short else f"see {TRAINING_FILE}"
     elif value is not None and value != "":
         yield name, _text(value)
 
@@ -295,11 +300,6 @@ def _base_models(stages: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in names if _HUB_ID.fullmatch(name) and not Path(name).exists()]
 
 
-def _datasets(stages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The sets on the Hub that stages name; what they call the folders of their photos means nothing there."""
-    return _united(stages, "datasets")
-
-
 def _united(stages: Sequence[Mapping[str, Any]], field: str) -> list[str]:
     """The names in a field of all stages, each once."""
     values = [stage.get(field) or () for stage in stages]
@@ -315,7 +315,8 @@ def _license_data(license: str | None, config: PreTrainedConfig) -> dict[str, st
 
 
 def _percent(share: float, digits: int = 1) -> str:
-    return f"{100 * share:.{digits}f}"
+    """In percent, without the sign, for a column or a sentence that has it."""
+    return percent(share, digits).removesuffix(" %")
 
 
 def _line(text: Any) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..evaluation.cost import model_cost
 from ..evaluation.results import Evaluation
-from ..models.checkpoint import ABOUT_FILE, TRAINING_FILE, save_checkpoint
+from ..files import replacing_folder
+from ..models import d2vpr
+from ..models.checkpoint import ABOUT_FILE, TRAINING_FILE, write_checkpoint
 from ..retrieval.embedder import weight_hash
 from .card import model_card
 from .records import (
@@ -27,7 +28,7 @@ from .records import (
 
 # Of weights that somebody trained; a converted checkpoint gets none.
 DEFAULT_LICENSE = "apache-2.0"
-SENTENCE_TRANSFORMERS_MODULE = "sentence_transformers_d2vpr"
+_SENTENCE_TRANSFORMERS = Path(d2vpr.__file__).with_name("sentence_transformers_d2vpr.py")
 
 
 def write_release(
@@ -64,13 +65,13 @@ def write_release(
         revision: the branch that the card is for; None for main.
         notes: sentences that must be read first, such as that weights are random.
 
-    Raises: TypeError if it is no D2-VPR model, FileExistsError if the folder holds anything, ValueError if an
+    Raises: TypeError if it isn't a D2-VPR model, FileExistsError if the folder holds anything, ValueError if an
         evaluation is of other weights, or as the functions of `hub/records.py` that read the records.
     """
     folder = Path(folder)
     if getattr(model.config, "model_type", None) != "d2vpr":
         raise TypeError(
-            f"{type(model).__name__} is no D2-VPR model, so the code that loads it can't travel with it. Give a "
+            f"{type(model).__name__} isn't a D2-VPR model, so the code that loads it can't travel with it. Give a "
             "D2VprModel; of a teacher push the student."
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -97,9 +98,8 @@ def write_release(
         revision=revision,
         notes=notes,
     )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", ignore_cleanup_errors=True) as work:
-        draft = save_checkpoint(Path(work) / folder.name, model, processor)
+    with replacing_folder(folder) as draft:
+        write_checkpoint(draft, model, processor)
         _write_json(draft / EVALUATIONS_FOLDER / COST_FILE, cost)
         for name, content in results.items():
             _write_json(draft / EVALUATIONS_FOLDER / name, content)
@@ -110,16 +110,7 @@ def write_release(
                 _write_json(draft / name, content)
         _write_sentence_transformers(draft, model)
         (draft / "README.md").write_text(str(card), encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        draft.rename(folder)
     return folder
-
-
-def recorded_results(folder: Path) -> dict[str, list[Path]]:
-    """The evaluations and comparisons that a release holds, as arguments of `write_release`."""
-    evaluations = [path for path in sorted((folder / EVALUATIONS_FOLDER).glob("*.json")) if path.name != COST_FILE]
-    return {"evaluations": evaluations, "comparisons": sorted((folder / COMPARISONS_FOLDER).glob("*.json"))}
 
 
 def _own_records(model: PreTrainedModel, digest: str, files: Sequence[str]) -> dict[str, Path]:
@@ -132,9 +123,8 @@ def _own_records(model: PreTrainedModel, digest: str, files: Sequence[str]) -> d
 
 
 def _write_sentence_transformers(folder: Path, model: PreTrainedModel) -> None:
-    module = f"{SENTENCE_TRANSFORMERS_MODULE}.py"
-    shutil.copyfile(Path(__file__).parents[1] / "models" / "d2vpr" / module, folder / module)
-    named = {"idx": 0, "name": "0", "path": "", "type": f"{SENTENCE_TRANSFORMERS_MODULE}.D2VprModule"}
+    shutil.copyfile(_SENTENCE_TRANSFORMERS, folder / _SENTENCE_TRANSFORMERS.name)
+    named = {"idx": 0, "name": "0", "path": "", "type": f"{_SENTENCE_TRANSFORMERS.stem}.D2VprModule"}
     _write_json(folder / "modules.json", [named])
     unit_length = model.config.pca_source is None or model.config.pca_source["renormalise"]
     similarity = {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine" if unit_length else "euclidean"}

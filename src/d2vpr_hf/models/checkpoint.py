@@ -92,9 +92,14 @@ def save_checkpoint(folder: str | Path, model: PreTrainedModel, processor: BaseI
     """
     folder = Path(folder)
     with replacing_folder(folder) as draft:
-        processor.save_pretrained(draft)
-        model.save_pretrained(draft, state_dict=_as_float16(model))
+        write_checkpoint(draft, model, processor)
     return folder
+
+
+def write_checkpoint(folder: Path, model: PreTrainedModel, processor: BaseImageProcessor) -> None:
+    """The files of `save_checkpoint`, into a folder that becomes whole by what its caller adds."""
+    processor.save_pretrained(folder)
+    model.save_pretrained(folder, state_dict=_as_float16(model))
 
 
 def round_to_float16(model: PreTrainedModel) -> None:

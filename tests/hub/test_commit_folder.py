@@ -3,7 +3,7 @@
 import pytest
 from huggingface_hub import constants
 
-from d2vpr_hf.hub.uploads import PushConflictError, commit_folder
+from d2vpr_hf.hub.push import PushConflictError, commit_folder
 
 WEIGHTS = bytes(range(256)) * 400
 
@@ -24,7 +24,7 @@ def commit(folder, repo_id="me/new", **changes):
         "repo_type": "model",
         "message": "Push mine",
         "ours": lambda files, read: "config.json" in files and "mine" in read("config.json"),
-        "stale": lambda path: path.endswith(".safetensors"),
+        "stale": ["*.safetensors"],
     }
     return commit_folder(folder, repo_id, **options | changes)
 
@@ -105,7 +105,7 @@ def test_what_is_no_branch_is_refused_before_anything_is_asked(hub, folder, revi
 
 @pytest.mark.parametrize("name", ["new", "me/new/er", "/new", "me/", "me/ä b", "me/--x"])
 def test_a_wrong_name_is_refused(hub, folder, name):
-    with pytest.raises(ValueError, match="is no name on the Hub"):
+    with pytest.raises(ValueError, match="isn't a name on the Hub"):
         commit(folder, name)
     assert hub.stored == {}
 
