@@ -198,7 +198,7 @@ def test_a_converted_model_is_for_its_owner_to_share(hub, tiny_model, tiny_proce
 def test_what_cannot_be_pushed_is_refused_before_the_hub_is_asked(hub, tiny_model, tiny_processor):
     small = {"hidden_size": 96, "num_hidden_layers": 1, "num_attention_heads": 2, "mlp_ratio": 1, "image_size": 56}
     teacher = CricaVprModel(CricaVprConfig(backbone_config=small))
-    with pytest.raises(TypeError, match="CricaVprModel is no D2-VPR model"):
+    with pytest.raises(TypeError, match="CricaVprModel isn't a D2-VPR model"):
         push_model(teacher, tiny_processor, "me/teacher")
     with pytest.raises(ValueError, match="is of the weights aaaaaaaa"):
         push_model(tiny_model, tiny_processor, "me/tiny", evaluations=[made_evaluation()])
