@@ -113,6 +113,12 @@ def write_release(
     return folder
 
 
+def recorded_results(folder: Path) -> dict[str, list[Path]]:
+    """The evaluations and comparisons that a release holds, as arguments of `write_release`."""
+    evaluations = [path for path in sorted((folder / EVALUATIONS_FOLDER).glob("*.json")) if path.name != COST_FILE]
+    return {"evaluations": evaluations, "comparisons": sorted((folder / COMPARISONS_FOLDER).glob("*.json"))}
+
+
 def _own_records(model: PreTrainedModel, digest: str, files: Sequence[str]) -> dict[str, Path]:
     """{file: path} of the records in the folder that the model was loaded from, unless its weights changed since."""
     folder = Path(getattr(model, "name_or_path", "") or ".")
