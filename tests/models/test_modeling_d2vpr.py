@@ -1,6 +1,7 @@
 """How a D2-VPR model behaves, on a tiny random one."""
 
 import itertools
+import os
 import warnings
 from pathlib import Path
 
@@ -246,6 +247,56 @@ def test_a_checkpoint_of_another_kind_starts_no_student(tmp_path):
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"encoder\.layer\.2\.norm1\.weight"):
         D2VprModel.from_dinov2(tmp_path, aggregator_dim=48, recovery_layers=(4,))
+
+
+def signed_mean(tokens):
+    """(images, 2 * width): the generalised mean, power 3, of unit tokens' positive parts and of their negative ones."""
+    unit = torch.cat([tokens, -tokens], dim=-1)
+    unit = unit / unit.norm(dim=-1, keepdim=True)
+    return unit.clamp(min=1e-6).pow(3).mean(dim=1).pow(1 / 3)
+
+
+def assert_starts_as_pass_through(folder, image, rows, columns):
+    """Of `rows` x `columns` patches, both even: without a training step, the last recovery layer's signed means."""
+    dinov2 = Dinov2Model.from_pretrained(folder).eval()
+    width, last = dinov2.config.hidden_size, dinov2.config.num_hidden_layers
+    student = D2VprModel.from_dinov2(
+        folder,
+        recovery_start="pass_through",
+        first_vector="pooled",
+        recovery_layers=(1, last),
+        aggregator_dim=2 * width,
+        region_sampling="dense",
+    ).eval()
+    with torch.no_grad():
+        block = student(image, output_hidden_states=True).hidden_states[-1][:, 1:]
+        output = student(image)
+    torch.testing.assert_close(output.regional_descriptors[:, 0], signed_mean(block), rtol=1e-3, atol=1e-5)
+    # The medium regions' outer samples lie in their own quadrants, so that each is told apart from the others.
+    grid = block.unflatten(1, (rows, columns))
+    quadrants = [
+        signed_mean(part.flatten(1, 2))
+        for half in grid.split(rows // 2, dim=1)
+        for part in half.split(columns // 2, dim=2)
+    ]
+    medium = output.regional_descriptors[0, 1:5]
+    likeness = torch.nn.functional.cosine_similarity(medium[:, None], torch.cat([each[:1] for each in quadrants]), dim=2)
+    assert likeness.argmax(dim=1).tolist() == [0, 1, 2, 3]
+    assert torch.equal(output.regional_descriptors[:, 1:], output.region_features)
+
+
+def test_a_pass_through_is_the_signed_mean_of_a_block_before_any_training(tmp_path):
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=96, num_hidden_layers=3, num_attention_heads=2, image_size=112)
+    Dinov2Model(config).save_pretrained(tmp_path)
+    assert_starts_as_pass_through(tmp_path, torch.randn(2, 3, 112, 112), 8, 8)
+    with pytest.raises(ValueError, match="aggregator_dim is 96.*aggregator_dim=192"):
+        D2VprModel.from_dinov2(tmp_path, recovery_start="pass_through", recovery_layers=(3,), aggregator_dim=96)
+
+
+@pytest.mark.skipif("D2VPR_TEST_DINOV2" not in os.environ, reason="D2VPR_TEST_DINOV2 names no folder of DINOv2")
+def test_a_pass_through_of_real_weights():
+    assert_starts_as_pass_through(os.environ["D2VPR_TEST_DINOV2"], torch.randn(2, 3, 112, 112), 8, 8)
 
 
 def broken(folder, change):

@@ -70,6 +70,13 @@ class D2VprRegionSampler(nn.Module):
             features = self.pool(F.normalize(samples, dim=1), regions.weights)
             return features, self.boxes(points, regions)
 
+    def pool_whole(self, patch_map: torch.Tensor) -> torch.Tensor:
+        """(batch, dim) float32 of all patches, each counting the same."""
+        with torch.autocast(patch_map.device.type, enabled=False):
+            patches = F.normalize(patch_map.float().flatten(2), dim=1)
+            weights = patches.new_full((1, patches.shape[-1]), 1 / patches.shape[-1])
+            return self.pool(patches, weights)[:, 0]
+
     def read_offsets(self, patch_map: torch.Tensor, class_token: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
         """(batch, samples, 4) of the offset map, made only where it is read."""
         where = points * 2 - 1
@@ -126,6 +133,7 @@ class D2VprAggregator(nn.Module):
     def __init__(self, config: D2VprConfig) -> None:
         super().__init__()
         dim = config.aggregator_dim
+        self.first_vector = config.first_vector
         self.regions = D2VprRegionSampler(config)
         self.small_to_medium = fusion_block(dim, config.dropout)
         self.medium_to_global = fusion_block(dim, config.dropout)
@@ -141,7 +149,10 @@ class D2VprAggregator(nn.Module):
         around = small[:, neighbours(small.device)].mean(dim=2)  # (batch, 4, dim)
         enhanced = medium + self.small_to_medium(around)
         # Original: the class token alone keeps what the fusion finds; the medium vectors go on as they were.
-        whole = class_token + self.medium_to_global(enhanced.mean(dim=1))
+        start = class_token
+        if self.first_vector == "pooled":
+            start = self.regions.pool_whole(patch_map).to(regional.dtype)
+        whole = start + self.medium_to_global(enhanced.mean(dim=1))
         vectors = torch.cat([whole[:, None], regional], dim=1)  # (batch, 14, dim)
         whole_box = global_box(boxes.device).to(boxes.dtype).expand(boxes.shape[0], -1, -1)
         places = torch.cat([whole_box, boxes], dim=1).to(regional.dtype)

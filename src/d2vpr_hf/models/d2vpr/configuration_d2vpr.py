@@ -35,6 +35,8 @@ class AdaptedDinov2Config(PreTrainedConfig):
         backbone_config: a `Dinov2Config` (or its dict).
         adapter_ratio: width of an adapter's inner channels, as a share of the backbone's width.
         region_sampling: `"original"` keeps the cuts of a 16x16 grid at every image size; `"dense"` scales them.
+        first_vector: what the first of the 14 vectors, that of the whole image, starts from: `"class_token"`, as
+            published, or `"pooled"`, all patch tokens pooled as a region's are.
         cross_image_encoder: lets the images of a batch attend to each other. A descriptor then depends on the batch.
         interpolate_offset: patches added to the grid size when the position table is resized.
         dropout: of what follows the backbone, in training alone.
@@ -44,6 +46,7 @@ class AdaptedDinov2Config(PreTrainedConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     adapter_ratio: float | int = 0.5
     region_sampling: Literal["original", "dense"] = "original"
+    first_vector: Literal["class_token", "pooled"] = "class_token"
     cross_image_encoder: bool = False
     interpolate_offset: float | int = 0.1
     dropout: float | int = 0.1
@@ -114,6 +117,7 @@ class D2VprConfig(AdaptedDinov2Config):
     recovery_layers: list[int] | tuple[int, ...] = (2, 4, 8, 12)
     aggregator_dim: int = 768
     offset_grid: Literal["original", "centred"] = "original"
+    first_vector: Literal["class_token", "pooled"] = "class_token"
     descriptor_dim: int | None = None
     pca_source: dict | None = None
     head_dim: int | None = None

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import nn
@@ -259,14 +259,25 @@ class D2VprModel(D2VprPreTrainedModel):
         self.post_init()
 
     @classmethod
-    def from_dinov2(cls, name_or_path: str | os.PathLike, **config) -> Self:
+    def from_dinov2(
+        cls,
+        name_or_path: str | os.PathLike,
+        *,
+        recovery_start: Literal["random", "pass_through"] = "random",
+        **config,
+    ) -> Self:
         """A new student that starts from DINOv2's weights, with adapters that do nothing yet.
 
         Args:
             name_or_path: a DINOv2 checkpoint, such as "facebook/dinov2-small".
+            recovery_start: what the recovery module and the aggregator start as. "random" is weights of no meaning.
+                "pass_through" is the last recovery layer as it is: its numbers and, beside them, their negatives, of
+                which the pooling keeps what is above 0, the regions undeformed. With `first_vector="pooled"` such a
+                model knows places before any training.
             config: fields of `D2VprConfig`; its `backbone_config` is the checkpoint's.
 
-        Raises: ValueError if a tensor of the student is neither in the checkpoint nor an adapter's.
+        Raises: ValueError if a tensor of the student is neither in the checkpoint nor an adapter's, or the aggregator
+            isn't twice as wide as the checkpoint, as "pass_through" needs.
         """
         dinov2, info = Dinov2Model.from_pretrained(name_or_path, output_loading_info=True, dtype=torch.float32)
         if absent := sorted(info["missing_keys"]):
@@ -281,7 +292,27 @@ class D2VprModel(D2VprPreTrainedModel):
             raise ValueError(
                 f"{name_or_path} and the student don't hold the same tensors: {strangers}. Give a DINOv2 checkpoint."
             )
+        if recovery_start == "pass_through":
+            model._pass_through()
         return model
+
+    @torch.no_grad()
+    def _pass_through(self) -> None:
+        """Makes recovery and aggregator start as the last recovery layer's signed regional features."""
+        width, dim = self.config.backbone_config.hidden_size, self.config.aggregator_dim
+        if dim != 2 * width:
+            raise ValueError(
+                f"aggregator_dim is {dim}, but a pass-through holds the {width} numbers of a block and their "
+                f"negatives. Give aggregator_dim={2 * width}, or leave recovery_start out."
+            )
+        signed = torch.cat([torch.eye(width), -torch.eye(width)])
+        init.zeros_(self.recovery.projection.weight)
+        init.zeros_(self.recovery.projection.bias)
+        self.recovery.projection.weight[:, -width:] = signed
+        aggregator = self.aggregator
+        for last in (aggregator.small_to_medium[-1], aggregator.medium_to_global[-1], aggregator.position[-1]):
+            init.zeros_(last.weight)
+            init.zeros_(last.bias)
 
     def add_reduction(
         self, mean: torch.Tensor, components: torch.Tensor, files: torch.Tensor, source: dict[str, object]
