@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from d2vpr_hf.panoramas import places_folder
 from d2vpr_hf.panoramas import training_views as panorama_places
 from d2vpr_hf.panoramas.training_views import cut_training_views, panorama_conflicts
 from d2vpr_hf.protocols.places import read_training_places
@@ -151,7 +152,7 @@ def test_broken_off_it_goes_on_and_ends_as_if_unbroken(panoramas, tmp_path, monk
 
 def test_a_draft_of_other_settings_is_thrown_away(panoramas, tmp_path, monkeypatch):
     settings = {"views_per_sector": 2, **SIZE, "progress": False}
-    monkeypatch.setattr(panorama_places, "_finish", lambda *arguments: None)
+    monkeypatch.setattr(places_folder, "_finish", lambda *arguments: None)
     cut_training_views(panoramas, tmp_path / "out", sectors=3, **settings)
     monkeypatch.undo()
     out = cut_training_views(panoramas, tmp_path / "out", sectors=2, **settings)
@@ -170,6 +171,26 @@ def test_the_draws_depend_on_seed_and_panorama_alone(panoramas, tmp_path):
     assert [camera(row) for row in alone] == [camera(row) for row in everything if row["panorama"] == "b.jpg"]
     assert {camera(row) for row in everything}.isdisjoint(camera(row) for row in other_seed)
     assert {row["panorama"] for row in cut("one", exclude=["more/a.png"])} == {"a.png", "b.jpg"}
+
+
+def test_views_may_roll_zoom_look_up_and_lose_their_edges(panoramas, tmp_path):
+    settings = {"sectors": 4, "views_per_sector": 6, **SIZE, "progress": False}
+    asked = {"pitch_deg": 10, "roll_deg": 20, "field_share": 0.5, "crop": 0.4}
+    rows = read_table(cut_training_views(panoramas, tmp_path / "wide", **settings, **asked))
+    drawn = {name: [float(row[name]) for row in rows] for name in ("pitch_deg", "roll_deg", "field_deg")}
+    assert 5 < min(drawn["pitch_deg"]) < max(drawn["pitch_deg"]) < 15
+    assert min(drawn["roll_deg"]) < -10 < 10 < max(drawn["roll_deg"])
+    assert min(drawn["field_deg"]) < 75 * 0.6 < 75 * 1.4 < max(drawn["field_deg"])
+    kept = [float(row["right"]) - float(row["left"]) for row in rows]
+    assert 0.59 <= min(kept) < 0.7 < 0.9 < max(kept) <= 1
+    # What a view of the whole shows in its middle part, the cropped one shows larger.
+    whole = cut_training_views(panoramas, tmp_path / "whole", **settings, **asked | {"crop": 0})
+    row = min(rows, key=lambda row: float(row["right"]) - float(row["left"]))
+    box = [float(row[name]) * side for name, side in zip(("left", "top", "right", "bottom"), (32, 24) * 2, strict=True)]
+    with Image.open(whole / row["file_name"]) as view, Image.open(tmp_path / "wide" / row["file_name"]) as cropped:
+        expected = np.asarray(view.resize(view.size, Image.Resampling.BICUBIC, box), float)
+        difference = np.abs(np.asarray(cropped, float) - expected).mean()
+        assert difference < 0.3 * np.abs(np.asarray(view, float) - expected).mean()
 
 
 def test_conflicts_follow_from_spans_around_the_circle():
@@ -194,6 +215,8 @@ def test_conflicts_follow_from_spans_around_the_circle():
         ({"views_per_sector": 1}, "views_per_sector is 1"),
         ({"field_deg": 120}, r"field_deg is 120, but must be from 30\.0 to 100\.0"),
         ({"height": 100, "width": 50}, r"height by width is 2\.0"),
+        ({"crop": 0.9}, "crop is 0.9"),
+        ({"field_share": 0.7}, "field_share is 0.7"),
         ({"exclude": ["b.jpeg"]}, "'b.jpeg', but .* Did you mean b.jpg"),
     ],
 )

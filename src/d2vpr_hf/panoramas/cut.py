@@ -1,10 +1,11 @@
 """Opens equirectangular panoramas, and writes views of them under the benchmarks' names."""
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,9 +97,9 @@ def cut_panoramas(
     skipped: list[tuple[str, str]] = []
     with ThreadPoolExecutor() as pool:
         named = {path_to_text(path): path for path in panoramas}
-        for text, panorama in open_panoramas(named, skipped, device=device, progress=progress):
+        for text, panorama in open_all(named, open_panorama, skipped, progress=progress):
             path = named[text]
-            views = cut_views(panorama, turns, pitch_deg, 0.0, field_deg, height=height, width=width)
+            views = cut_views(panorama.to(device), turns, pitch_deg, 0.0, field_deg, height=height, width=width)
             folder = out / path.parent.relative_to(root)
             names = [folder / name for name in _name_views(path, turns.tolist(), pitch_deg)]
             write_views(names, as_images(views), pool)
@@ -106,13 +107,13 @@ def cut_panoramas(
     return WrittenViews(written, skipped)
 
 
-def open_panoramas(
-    panoramas: Mapping[str, Path], skipped: list[tuple[str, str]], *, device: str | torch.device, progress: bool
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and pixels, on the device, of each panorama that can be used; names and reasons of others join `skipped`."""
-    for name, path in tqdm(panoramas.items(), desc="cutting", unit="panorama", disable=not progress):
+def open_all(
+    paths: Mapping[str, Path], open_one: Callable[[Path], Any], skipped: list[tuple[str, str]], *, progress: bool
+) -> Iterator[tuple[str, Any]]:
+    """Name and content of each file that can be used; names and reasons of the others join `skipped`."""
+    for name, path in tqdm(paths.items(), desc="cutting views", unit="image", disable=not progress):
         try:
-            yield name, open_panorama(path).to(device)
+            yield name, open_one(path)
         except UnreadableImage as error:
             skipped.append((name, error.reason))
 

@@ -6,33 +6,23 @@ both (see `TrainingPlaces.conflicts`). Turning shows no parallax: places seen wh
 """
 
 import csv
-import hashlib
-import io
-import json
-import logging
 import math
-import re
-import shutil
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
-from ..files import hash_file, path_to_text, replace_file
-from ..messages import did_you_mean
+from ..files import path_to_text
 from ..photos.revisit import revisit
-from .cut import as_images, list_panoramas, open_panoramas, write_views
+from .cut import as_images, list_panoramas, open_panorama
+from .places_folder import TABLE, generator_of, write_places
 from .views import cut_views, heading_spans
 
-logger = logging.getLogger(__name__)
-
-TABLE = "metadata.csv"
-RECORD = "panoramas.json"
 # How far views of a sector may differ, in shares of the field of view, in degrees for the roll. The widest of these
 # still leave half of each view in any other, at every field of view in FIELDS and every shape of view in SHAPES.
 HEADING_SHARE, PITCH_SHARE, FIELD_SHARE, ROLL_DEG = 1 / 8, 1 / 20, 0.06, 2.0
@@ -53,6 +43,10 @@ class _Settings:
     width: int
     seed: int
     revisited: bool
+    pitch_deg: float
+    roll_deg: float
+    field_share: float
+    crop: float
 
     def __post_init__(self) -> None:
         shape = self.height / self.width if self.width > 0 else 0
@@ -61,12 +55,20 @@ class _Settings:
             ("views_per_sector", self.views_per_sector, "2 or more", self.views_per_sector >= 2),
             ("field_deg", self.field_deg, "from {} to {}".format(*FIELDS_DEG), _within(self.field_deg, FIELDS_DEG)),
             ("height by width", round(shape, 2), "from {} to {}".format(*SHAPES), _within(shape, SHAPES)),
+            ("pitch_deg", self.pitch_deg, "from -60 to 60", _within(self.pitch_deg, (-60, 60))),
+            ("roll_deg", self.roll_deg, "from 0 to 180", _within(self.roll_deg, (0, 180))),
+            ("field_share", self.field_share, "from 0 to 0.6", _within(self.field_share, (0, 0.6))),
+            ("crop", self.crop, "from 0 to 0.8", _within(self.crop, (0, 0.8))),
         ):
             if not holds:
                 raise ValueError(
-                    f"cut_training_views: {name} is {found}, but must be {expected}, so that views of a place overlap "
-                    "by half."
+                    f"cut_training_views: {name} is {found}, but must be {expected}, so that views of a place overlap."
                 )
+
+    def recorded(self) -> dict[str, Any]:
+        """For the record: what came later only where it isn't the default, so that older folders still match."""
+        later = {"pitch_deg": 0.0, "roll_deg": ROLL_DEG, "field_share": FIELD_SHARE, "crop": 0.0}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 def cut_training_views(
@@ -83,6 +85,10 @@ def cut_training_views(
     exclude: Collection[str] = (),
     only: Collection[str] = (),
     revisited: bool = False,
+    pitch_deg: float = 0.0,
+    roll_deg: float = ROLL_DEG,
+    field_share: float = FIELD_SHARE,
+    crop: float = 0.0,
     progress: bool = True,
 ) -> Path:
     """Writes views of panoramas as places to train with; returns `out`, which `read_training_places` reads.
@@ -97,7 +103,7 @@ def cut_training_views(
         out: folder to make. One that the same call has made is left as it is.
         sectors: places of each panorama.
         views_per_sector: views of each place, 2 or more.
-        field_deg: horizontal field of view, 30 to 100; a view's own differs by up to 6 %.
+        field_deg: horizontal field of view, 30 to 100.
         height, width: pixels of the views; the height between half and one and a half of the width.
         seed: of the draws.
         device: where views are computed.
@@ -105,6 +111,11 @@ def cut_training_views(
         only: where any are named, these alone are taken.
         revisited: change each view as a second visit does (see `revisit`), for views to validate with: views of one
             moment are too easily told.
+        pitch_deg: how far views look up, in the middle.
+        roll_deg: how far views roll to either side.
+        field_share: how far a view's field of view differs to either side, as a share of `field_deg`.
+        crop: how much of its height and width a view may lose at its edges, as a share. With more than the defaults of
+            these three, a view that shows half of another may show less of the next.
         progress: whether to show a bar on stderr.
 
     Returns: the folder, with `metadata.csv`: for each view file_name, place, panorama, heading_deg, pitch_deg,
@@ -114,37 +125,55 @@ def cut_training_views(
     Raises: ValueError if a number is out of range, a name to exclude or to take is unknown, or no panorama can be used;
         FileExistsError if `out` holds anything else than the same call would make.
     """
-    settings = _Settings(sectors, views_per_sector, field_deg, height, width, seed, revisited)
+    settings = _Settings(
+        sectors, views_per_sector, field_deg, height, width, seed, revisited, pitch_deg, roll_deg, field_share, crop
+    )
+    size = {"height": height, "width": width}
+
+    def draw(panorama: torch.Tensor, digest: str) -> Iterator[Iterator[Image.Image]]:
+        angles, windows = _draw(settings, digest)
+        for sector in range(sectors):
+            images = as_images(cut_views(panorama.to(device), *angles[:, sector], **size))
+            if crop:
+                boxes = (windows[:, sector].T * torch.tensor([width, height] * 2)).tolist()
+                images = map(lambda image, box: image.resize(image.size, Image.Resampling.BICUBIC, box), images, boxes)
+            if revisited:
+                random = np.random.default_rng([seed, sector, int(digest[:12], 16)])
+                images = [revisit(image, random) for image in images]
+            yield images
+
+    def describe(digest: str) -> list[list[dict[str, str]]]:
+        angles, windows = _draw(settings, digest)
+        first, last = heading_spans(*angles, **size)
+        columns = {
+            **dict(zip(("heading_deg", "pitch_deg", "roll_deg", "field_deg"), angles, strict=True)),
+            # Outwards, so that rounding hides no overlap.
+            "first_heading_deg": first.mul(100).floor() / 100,
+            "last_heading_deg": last.mul(100).ceil() / 100,
+            **(dict(zip(("left", "top", "right", "bottom"), windows, strict=True)) if crop else {}),
+        }
+        return [
+            [
+                {name: f"{values[sector, view].item():.2f}" for name, values in columns.items()}
+                for view in range(views_per_sector)
+            ]
+            for sector in range(sectors)
+        ]
+
     root, out = Path(folder), Path(out)
-    paths = _chosen(list_panoramas(root, but_not_in=out), root, exclude, only)
-    digests, skipped = _digests(paths)
-    files = hashlib.sha256("\n".join(sorted(digests.values())).encode()).hexdigest()
-    if _is_finished(out, settings, files):
-        return out
-    draft = _open_draft(out, settings)
-    folders = {
-        name: draft / f"{re.sub('[^A-Za-z0-9_-]', '_', paths[name].stem)[:40]}-{digest[:12]}"
-        for name, digest in digests.items()
-    }
-    waiting = {name: paths[name] for name in digests if not folders[name].is_dir()}
-    with ThreadPoolExecutor() as pool:
-        for name, panorama in open_panoramas(waiting, skipped, device=device, progress=progress):
-            _write_views(folders[name], panorama, digests[name], settings, pool)
-    for name, reason in skipped:
-        logger.warning("%s: %s; left out.", name, reason)
-    used = {name: digest for name, digest in digests.items() if folders[name].is_dir()}
-    if not used:
-        raise ValueError(
-            f"{path_to_text(root)} holds no panorama that can be used; {len(skipped)} files were skipped, such as "
-            f"{skipped[0][0]}: {skipped[0][1]}. Give equirectangular images."
-        )
-    rows = [
-        row
-        for number, (name, digest) in enumerate(used.items())
-        for row in _rows(folders[name].name, name, number * sectors, _draw(settings, digest), settings)
-    ]
-    _finish(draft, out, rows, {"settings": asdict(settings), "files": files, "panoramas": used, "skipped": skipped})
-    return out
+    return write_places(
+        list_panoramas(root, but_not_in=out),
+        root,
+        out,
+        kind="panorama",
+        settings=settings.recorded(),
+        open_source=open_panorama,
+        draw=draw,
+        describe=describe,
+        exclude=exclude,
+        only=only,
+        progress=progress,
+    )
 
 
 def panorama_conflicts(table: str | Path | Mapping[str, Sequence]) -> dict[int, frozenset[int]]:
@@ -186,145 +215,27 @@ def _within(number: float, limits: tuple[float, float]) -> bool:
     return limits[0] <= number <= limits[1]
 
 
-def _chosen(panoramas: Sequence[Path], root: Path, exclude: Collection[str], only: Collection[str]) -> dict[str, Path]:
-    """The panoramas that aren't to be left out, by their names below the folder."""
-    names = {path_to_text(path.relative_to(root).as_posix()): path for path in panoramas}
-    bases = {name: name.rpartition("/")[2] for name in names}
-    known = sorted({*names, *bases.values()})
-    for name in [*exclude, *only]:
-        if name not in known:
-            raise ValueError(
-                f"{'exclude' if name in exclude else 'only'} names {name!r}, but {path_to_text(root)} holds no such "
-                f"panorama.{did_you_mean(name, known)} Give paths below the folder, or file names."
-            )
-    return {
-        name: path
-        for name, path in names.items()
-        if not {name, bases[name]} & {*exclude} and (not only or {name, bases[name]} & {*only})
-    }
+def _draw(settings: _Settings, digest: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """What each view shows, in hundredths, as the table states them.
 
-
-def _digests(panoramas: dict[str, Path]) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """SHA-256 of each file that is the first with its bytes, and the other files with the reason."""
-    first: dict[str, str] = {}
-    skipped = []
-    for name, path in panoramas.items():
-        try:
-            digest = hash_file(path)
-        except OSError as error:
-            skipped.append((name, error.strerror or "can't be read"))
-            continue
-        if digest in first:
-            skipped.append((name, f"the same bytes as {first[digest]}"))
-        else:
-            first[digest] = name
-    return {name: digest for digest, name in first.items()}, skipped
-
-
-def _draw(settings: _Settings, digest: str) -> torch.Tensor:
-    """(4, sectors, views) heading, pitch, roll and field in degrees, in hundredths, as the table states them."""
-    seed = hashlib.sha256(f"{settings.seed} {digest}".encode()).digest()
-    random = torch.Generator().manual_seed(int.from_bytes(seed[:7]))
-    shape = (4, settings.sectors, settings.views_per_sector)
-    heading, pitch, roll, field = 2 * torch.rand(shape, generator=random, dtype=torch.float64) - 1
+    Returns: (4, sectors, views) heading, pitch, roll and field in degrees; and of that (4, sectors, views) left, top,
+        right and bottom of what is kept, as shares.
+    """
+    random = generator_of(settings.seed, digest)
+    shape = (settings.sectors, settings.views_per_sector)
+    heading, pitch, roll, field = 2 * torch.rand((4, *shape), generator=random, dtype=torch.float64) - 1
     wide = settings.field_deg
     high = 2 * math.degrees(math.atan(math.tan(math.radians(wide / 2)) * settings.height / settings.width))
     middles = torch.arange(settings.sectors, dtype=torch.float64)[:, None] * 360 / settings.sectors
     angles = torch.stack(
         [
             (middles + heading * HEADING_SHARE * wide) % 360,
-            pitch * PITCH_SHARE * min(wide, high),
-            roll * ROLL_DEG,
-            wide * (1 + field * FIELD_SHARE),
+            settings.pitch_deg + pitch * PITCH_SHARE * min(wide, high),
+            roll * settings.roll_deg,
+            wide * (1 + field * settings.field_share),
         ]
     )
-    return angles.mul(100).round() / 100
-
-
-def _write_views(
-    folder: Path, panorama: torch.Tensor, digest: str, settings: _Settings, pool: ThreadPoolExecutor
-) -> None:
-    """Writes all views of a panorama, under their folder's name when they are whole."""
-    part, angles = folder.with_name(f".{folder.name}"), _draw(settings, digest)
-    for sector in range(settings.sectors):
-        views = cut_views(panorama, *angles[:, sector], height=settings.height, width=settings.width)
-        names = [part / _view_name(sector, view) for view in range(len(views))]
-        images = as_images(views)
-        if settings.revisited:
-            random = np.random.default_rng([settings.seed, sector, int(digest[:12], 16)])
-            images = [revisit(image, random) for image in images]
-        write_views(names, images, pool)
-    part.rename(folder)
-
-
-def _view_name(sector: int, view: int) -> str:
-    return f"{sector:03d}_{view:02d}.jpg"
-
-
-def _rows(views: str, name: str, first_place: int, angles: torch.Tensor, settings: _Settings) -> list[dict[str, Any]]:
-    """The table's rows of a panorama."""
-    first, last = heading_spans(*angles, height=settings.height, width=settings.width)
-    columns = {
-        **dict(zip(("heading_deg", "pitch_deg", "roll_deg", "field_deg"), angles, strict=True)),
-        # Outwards, so that rounding hides no overlap.
-        "first_heading_deg": first.mul(100).floor() / 100,
-        "last_heading_deg": last.mul(100).ceil() / 100,
-    }
-    return [
-        {
-            "file_name": f"{views}/{_view_name(sector, view)}",
-            "place": first_place + sector,
-            "panorama": name,
-            **{column: f"{values[sector, view].item():.2f}" for column, values in columns.items()},
-        }
-        for sector in range(settings.sectors)
-        for view in range(settings.views_per_sector)
-    ]
-
-
-def _is_finished(out: Path, settings: _Settings, files: str) -> bool:
-    """Whether the folder is what this call makes.
-
-    Raises: FileExistsError if it is something else.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    record = _read_json(out / RECORD)
-    if record.get("settings") == asdict(settings) and record.get("files") == files and (out / TABLE).is_file():
-        return True
-    what = "views of other panoramas or with other settings" if record else "something else"
-    raise FileExistsError(f"{path_to_text(out)} exists and holds {what}. Remove it, or name another folder.")
-
-
-def _open_draft(out: Path, settings: _Settings) -> Path:
-    """The folder beside `out` in which the views are written; one of other settings starts anew."""
-    draft = out.with_name(f".{out.name}-unfinished")
-    if _read_json(draft / RECORD).get("settings") != asdict(settings):
-        shutil.rmtree(draft, ignore_errors=True)
-        replace_file(draft / RECORD, json.dumps({"settings": asdict(settings)}))
-    return draft
-
-
-def _finish(draft: Path, out: Path, rows: list[dict[str, Any]], record: dict[str, Any]) -> None:
-    """Writes table and record, clears away what belongs to neither, and gives the folder its name."""
-    named = {row["file_name"].partition("/")[0] for row in rows}
-    for path in draft.iterdir():
-        if path.is_dir() and path.name not in named:
-            shutil.rmtree(path)
-    replace_file(draft / RECORD, json.dumps(record, indent=2, ensure_ascii=False))
-    table = io.StringIO(newline="")
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    replace_file(draft / TABLE, table.getvalue())
-    if out.exists():
-        out.rmdir()  # it is empty
-    draft.rename(out)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    lost, across, down = torch.rand((3, *shape), generator=random, dtype=torch.float64)
+    left, top, kept = settings.crop * lost * across, settings.crop * lost * down, 1 - settings.crop * lost
+    windows = torch.stack([left, top, left + kept, top + kept])
+    return angles.mul(100).round() / 100, windows.mul(100).round() / 100

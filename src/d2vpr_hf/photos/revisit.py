@@ -36,7 +36,7 @@ def perspective(image: Image.Image, random: np.random.Generator) -> Image.Image:
     inside = random.uniform(0, 1 / 8, (4, 2))
     towards = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]])
     corners = (np.array([[0, 0], [0, 1], [1, 1], [1, 0]]) + towards * inside) * (width, height)
-    matrix = _projection(np.array([[0, 0], [0, height], [width, height], [width, 0]], float), corners)
+    matrix = projection(np.array([[0, 0], [0, height], [width, height], [width, 0]], float), corners)
     return image.transform(image.size, Image.Transform.PERSPECTIVE, matrix, Image.Resampling.BILINEAR)
 
 
@@ -111,7 +111,7 @@ def _with_noise(image: Image.Image, deviation: float, random: np.random.Generato
     return Image.fromarray(noisy.round().clip(0, 255).astype(np.uint8))
 
 
-def _projection(target: np.ndarray, source: np.ndarray) -> list[float]:
+def projection(target: np.ndarray, source: np.ndarray) -> list[float]:
     """PIL's eight numbers of the projection that takes (4, 2) points of the result to those of the image."""
     rows, values = [], []
     for (x, y), (u, v) in zip(target, source, strict=True):

@@ -213,6 +213,9 @@ def _of_metadata(root: Path, path: Path, place_column: str) -> TrainingPlaces:
     places = _checked(root.name, _place_ids(table[place_column], path_to_text(path)), files, _Files(files))
     if place_column == "place" and set(SPAN_COLUMNS) <= set(table.columns):
         return replace(places, conflicts=panorama_conflicts(table))
+    if place_column == "place" and "conflicts" in table.columns:
+        named = table.drop_duplicates("place").set_index("place")["conflicts"].fillna("").astype(str)
+        return replace(places, conflicts={place: frozenset(map(int, text.split())) for place, text in named.items()})
     return places
 
 
