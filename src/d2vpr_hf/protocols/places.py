@@ -1,6 +1,5 @@
 """Photos for training by the place that they show: of GSV-Cities, a dataset, a folder, or several of these."""
 
-import difflib
 import os
 import sys
 from bisect import bisect_right
@@ -13,9 +12,11 @@ import numpy as np
 from PIL import Image
 
 from ..files import path_to_text, text_to_path
+from ..messages import did_you_mean
 from ..panoramas.training_views import SPAN_COLUMNS, panorama_conflicts
+from ..photos.dataset import ImageRows
 from ..photos.folder import list_images
-from ..photos.images import UnreadableImage, decode_image, open_image
+from ..photos.images import open_image
 from .layouts.base import check_inside
 from .layouts.gsv import GsvCities, city_tables, read_city
 
@@ -87,7 +88,7 @@ def read_training_places(
         return _of_metadata(root, tables[0], place_column) if tables else _of_subfolders(root)
     datasets = sys.modules.get("datasets")  # whoever has a Dataset has loaded it
     if datasets and isinstance(source, datasets.Dataset):
-        return _of_dataset(source, datasets.Image, place_column, cities)
+        return _of_dataset(source, place_column, cities)
     if datasets and isinstance(source, datasets.DatasetDict):
         raise TypeError(
             f"The source is a DatasetDict of {', '.join(source)}. Give one of them: source[{min(source)!r}]."
@@ -143,22 +144,6 @@ class _Files:
 
 
 @dataclass(frozen=True)
-class _DatasetImages:
-    """Opens the rows of a dataset's image column, which is left undecoded so that damage shows here."""
-
-    images: "Dataset"
-    names: list[str]
-
-    def __call__(self, row: int) -> Image.Image:
-        image = next(iter(self.images[row].values()))
-        if image is None or (image["bytes"] is None and image["path"] is None):
-            raise UnreadableImage(self.names[row], "no image in this row")
-        if image["bytes"] is None:
-            return open_image(image["path"])
-        return decode_image(image["bytes"], self.names[row])
-
-
-@dataclass(frozen=True)
 class _Joined:
     """Opens the rows of several sets that follow each other, each from its start on."""
 
@@ -186,9 +171,12 @@ def _of_gsv_cities(root: Path, cities: Sequence[str] | None) -> TrainingPlaces:
             f"{path_to_text(root)} lacks {len(missing)} of the {len(names)} photos that its tables list, such as "
             f"{missing[0]}. Unpack all of the set, or name the cities that are there."
         )
+    return _checked("GSV-Cities", np.concatenate(places), _below(root, names))
+
+
+def _below(root: Path, names: Sequence[str]) -> list[str]:
     base = path_to_text(root)
-    files = [f"{base}/{name}" for name in names]
-    return _checked("GSV-Cities", np.concatenate(places), files, _Files(files))
+    return [f"{base}/{name}" for name in names]
 
 
 def _missing_photos(folder: Path, names: "Series") -> list[str]:
@@ -208,9 +196,7 @@ def _of_metadata(root: Path, path: Path, place_column: str) -> TrainingPlaces:
         raise ValueError(f"{path_to_text(path)} has no file_name in row {row}. Fill it in, or leave the row out.")
     names = table["file_name"].astype(str).tolist()
     check_inside(names, path_to_text(path))
-    base = path_to_text(root)
-    files = [f"{base}/{name}" for name in names]
-    places = _checked(root.name, _place_ids(table[place_column], path_to_text(path)), files, _Files(files))
+    places = _checked(root.name, _place_ids(table[place_column], path_to_text(path)), _below(root, names))
     if place_column == "place" and set(SPAN_COLUMNS) <= set(table.columns):
         return replace(places, conflicts=panorama_conflicts(table))
     if place_column == "place" and "conflicts" in table.columns:
@@ -239,20 +225,11 @@ def _of_subfolders(root: Path) -> TrainingPlaces:
         )
     files = [path_to_text(path) for path in paths]
     places = pd.Series([path_to_text(name.split(os.sep, 1)[0]) for name in inside])
-    return _checked(root.name, _place_ids(places, where), files, _Files(files))
+    return _checked(root.name, _place_ids(places, where), files)
 
 
-def _of_dataset(
-    dataset: "Dataset", image_type: type, place_column: str, cities: Sequence[str] | None
-) -> TrainingPlaces:
+def _of_dataset(dataset: "Dataset", place_column: str, cities: Sequence[str] | None) -> TrainingPlaces:
     name = dataset.info.dataset_name or "dataset"
-    images = [column for column, kind in dataset.features.items() if isinstance(kind, image_type)]
-    images = ["image"] if "image" in images else images
-    if len(images) != 1:
-        raise ValueError(
-            f"The columns of {name} are {', '.join(dataset.features)}, of which {len(images)} hold images; expected "
-            "one, or one called 'image'. Choose it with dataset.select_columns(...), or cast_column(..., Image())."
-        )
     _check_column(place_column, list(dataset.features), name)
     if cities is not None:
         _check_column("city", list(dataset.features), name)
@@ -262,8 +239,7 @@ def _of_dataset(
     wanted = [place_column] + (["path"] if "path" in dataset.features else [])
     table = dataset.select_columns(wanted).with_format("pandas")[:]
     rows = [f"row {row} of {name}" for row in range(len(dataset))] if "path" not in table else table["path"].tolist()
-    undecoded = dataset.select_columns(images).cast_column(images[0], image_type(decode=False)).with_format(None)
-    return _checked(name, _place_ids(table[place_column], name), rows, _DatasetImages(undecoded, rows))
+    return _checked(name, _place_ids(table[place_column], name), rows, ImageRows(dataset, rows))
 
 
 def _place_ids(column: "Series", where: str) -> np.ndarray:
@@ -282,7 +258,9 @@ def _place_ids(column: "Series", where: str) -> np.ndarray:
     return pd.factorize(column, sort=True)[0].astype(np.int64)
 
 
-def _checked(name: str, places: np.ndarray, names: list[str], opener: Callable[[int], Image.Image]) -> TrainingPlaces:
+def _checked(
+    name: str, places: np.ndarray, names: list[str], opener: Callable[[int], Image.Image] | None = None
+) -> TrainingPlaces:
     """The set, if a place has two images."""
     _, counts = np.unique(places, return_counts=True)
     if counts.max(initial=0) < 2:
@@ -290,7 +268,7 @@ def _checked(name: str, places: np.ndarray, names: list[str], opener: Callable[[
             f"{name} holds {len(places)} images of {len(counts)} places, none with two images, but images are compared "
             "with others of their place. Give photos that share a place, and check the column that tells it."
         )
-    return TrainingPlaces(name, places, names, opener)
+    return TrainingPlaces(name, places, names, opener or _Files(names))
 
 
 def _check_column(column: str, known: list[Any], where: str) -> None:
@@ -306,6 +284,4 @@ def _check_cities(cities: Sequence[str] | None, known: Sequence[str], where: str
         raise ValueError(f"cities is {cities!r}; expected a list of names. Known are {', '.join(known)}.")
     for city in cities or ():
         if city not in known:
-            near = difflib.get_close_matches(city, known, n=1, cutoff=0.5)
-            suggestion = f"Did you mean {near[0]}? " if near else ""
-            raise ValueError(f"{where} has no city {city!r}. {suggestion}Known are {', '.join(known)}.")
+            raise ValueError(f"{where} has no city {city!r}.{did_you_mean(city, known)} Known are {', '.join(known)}.")

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ..messages import first_few
+
 _SHAPE = '{"query.jpg": ["database.jpg", ...], ...}'
 
 
@@ -67,12 +69,7 @@ class _NameTable:
 
     def problems(self, kind: str) -> list[str]:
         cases = ((self._missing, "no"), (self._ambiguous, "more than one"))
-        return [f"{_some(list(names))} fit {number} {kind} photo" for names, number in cases if names]
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:10])
-    return shown if len(names) <= 10 else f"{shown} and {len(names) - 10} more"
+        return [f"{first_few(list(names), 10)} fit {number} {kind} photo" for names, number in cases if names]
 
 
 def _read_json(path: Path) -> Any:
@@ -87,7 +84,7 @@ def _read_json(path: Path) -> Any:
 def _once_each(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
     """A JSON object as a dict; JSON itself would keep the last of two equal names in silence."""
     if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
-        raise ValueError(f"{path} lists {_some(twice)} more than once. Join the lists of each query into one.")
+        raise ValueError(f"{path} lists {first_few(twice, 10)} more than once. Join the lists of each query into one.")
     return dict(pairs)
 
 
@@ -95,11 +92,7 @@ def _checked_lists(content: Any, source: str) -> Mapping[str, Sequence[str]]:
     if not isinstance(content, Mapping):
         raise ValueError(f"{source} holds a {type(content).__name__}, but positives are {_SHAPE}.")
     for query, names in content.items():
-        if (
-            not isinstance(query, str)
-            or not isinstance(names, (list, tuple))
-            or any(not isinstance(name, str) for name in names)
-        ):
+        if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in (query, *names)):
             raise ValueError(
                 f"{source} gives {str(names)[:60]!r} for query {query!r}, but must give a list of database file names: "
                 f"{_SHAPE}."

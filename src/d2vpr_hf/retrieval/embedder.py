@@ -21,8 +21,9 @@ from ..cores import available_cores
 from ..files import path_to_text
 from ..models.checkpoint import open_checkpoint
 from ..models.d2vpr.image_processing_d2vpr import to_rgb
+from ..photos.dataset import ImageRows
 from ..photos.folder import list_images
-from ..photos.images import UnreadableImage, decode_image, open_image
+from ..photos.images import UnreadableImage, open_image
 from .descriptors import DescriptorFolder
 from .row_files import RowKeys
 
@@ -444,8 +445,11 @@ def _as_images(images: Any) -> _Images:
     if isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3):
         images = [images]
     datasets = sys.modules.get("datasets")  # whoever has a Dataset has loaded it
+    if datasets and isinstance(images, datasets.Column) and isinstance(images.source, datasets.Dataset):
+        images = images.source.select_columns([images.column_name])  # by row, so that one that is broken ends no run
     if datasets and isinstance(images, datasets.Dataset):
-        return _dataset_rows(images, datasets.Image)
+        rows = ImageRows(images)
+        return _Images([str(row) for row in range(len(rows))], rows)
     if not isinstance(images, Sequence | np.ndarray):
         raise TypeError(
             f"images is of type {type(images).__name__}; expected a folder, a path, a PIL image, an array (height, "
@@ -479,29 +483,3 @@ def _files(paths: list[Path], root: Path | None = None) -> _Images:
     names = [path_to_text(path) for path in paths]
     known_as = [path_to_text(path.relative_to(root) if root else path.absolute()) for path in paths]
     return _Images(names, lambda row: open_image(paths[row]), RowKeys.of_files(known_as, names, paths))
-
-
-def _dataset_rows(dataset: "Dataset", image_type: type) -> _Images:
-    columns = [name for name, kind in dataset.features.items() if isinstance(kind, image_type)]
-    if len(columns) > 1 and "image" in columns:
-        columns = ["image"]
-    if len(columns) != 1:
-        raise ValueError(
-            f"the dataset's columns are {', '.join(dataset.features)}, of which {len(columns)} hold images; expected "
-            "one, or one called 'image'. Choose it with dataset.select_columns(...)."
-        )
-    # Undecoded, so that a broken image fails here, by itself, and not in the dataset.
-    undecoded = dataset.select_columns(columns).cast_column(columns[0], image_type(decode=False)).with_format(None)
-
-    def load(row: int) -> Image.Image:
-        image = undecoded[row][columns[0]]
-        if image is None or (image["bytes"] is None and image["path"] is None):
-            raise UnreadableImage(str(row), "no image in this row")
-        try:
-            if image["bytes"] is None:
-                return open_image(image["path"])
-            return decode_image(image["bytes"], str(row))
-        except UnreadableImage as error:
-            raise UnreadableImage(str(row), error.reason) from error
-
-    return _Images([str(row) for row in range(len(dataset))], load)
