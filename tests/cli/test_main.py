@@ -112,13 +112,13 @@ def test_help_and_version(capsys):
         (["locate", "x.jpg", "--index", "p", "--thresold", "0.5"], "Did you mean --threshold?"),
         (["embed", "a", "b", "--dtype", "float61"], "Did you mean float16?"),
         (["locate", "x.jpg"], "--index"),
-        (["locate", "x.jpg", "--index", "p", "--k", "0"], "0 is no whole number from 1"),
+        (["locate", "x.jpg", "--index", "p", "--k", "0"], "0 must be an integer of at least 1"),
         (["locate", "x.jpg", "--index", "p", "--near", "47", "8"], "--radius-m R go together"),
         (
             ["evaluate", "--database", "a", "--queries", "b"],
             "--radius-m 25, --positives positives.json, or --no-labels",
         ),
-        (["evaluate", "--database", "a", "--queries", "b", "--radius-m", "-5"], "-5 is no number above 0"),
+        (["evaluate", "--database", "a", "--queries", "b", "--radius-m", "-5"], "-5 must be a number above 0"),
     ],
 )
 def test_wrong_usage_says_what_is_meant(arguments, suggestion, capsys):

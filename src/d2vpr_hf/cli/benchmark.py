@@ -8,8 +8,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import open_embedder
-from .parsing import CommandParser, UsageError, add_command, note, whole_number
+from .options import note, open_embedder, whole_number
+from .parser import CommandParser, UsageError, add_command
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,9 +1,9 @@
 """`d2vpr convert`: a published .pth checkpoint becomes a checkpoint folder."""
 
 import argparse
-import json
 
-from .parsing import CommandParser, add_command, note
+from .options import add_json_option, note, print_json
+from .parser import CommandParser, add_command
 
 DESCRIPTION = """\
 Converts a checkpoint as the authors of D2-VPR or CricaVPR publish it into a folder that AutoModel opens.
@@ -25,7 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     group = parser.add_argument_group("from where to where")
     group.add_argument("checkpoint", metavar="CHECKPOINT", help="the published .pth file")
     group.add_argument("out", metavar="OUT", help="the folder to make; it must not exist yet, or be empty")
-    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    add_json_option(group)
     return parser
 
 
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
             "cross_image_encoder": config.cross_image_encoder,
             "converted_from": config.converted_from,
         }
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print_json(result)
         return 0
     encoder = "with the cross-image encoder" if config.cross_image_encoder else "without a cross-image encoder"
     print(f"{options.out}: a {config.model_type} model {encoder}, {config.descriptor_dim} numbers a descriptor")

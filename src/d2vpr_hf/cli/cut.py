@@ -3,8 +3,8 @@
 import argparse
 import json
 
-from .parsing import CommandParser, add_command, positive_number, whole_number
-from .photos import report_skipped, skipped_json
+from .options import positive_number, report_skipped, skipped_json, whole_number
+from .parser import CommandParser, add_command
 
 DESCRIPTION = """\
 Cuts ordinary views out of 360-degree panoramas (equirectangular images), all around, as most street-view sets are made.

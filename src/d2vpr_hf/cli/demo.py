@@ -4,9 +4,8 @@ import argparse
 import json
 from pathlib import Path
 
-from .options import add_model_options, embedding_settings, open_embedder, quieten_transformers
-from .parsing import CommandParser, add_command, note
-from .photos import report_skipped
+from .options import add_model_options, embedding_settings, note, open_embedder, quieten_transformers, report_skipped
+from .parser import CommandParser, add_command
 
 FIRST_LINE = "This is d2vpr-small, this project's own small model. It isn't the published D²-VPR."
 MODEL_NOTE = (

@@ -1,11 +1,18 @@
 """`d2vpr embed`: photos to descriptors in a folder."""
 
 import argparse
-import json
 
-from .options import add_model_options, embedding_settings, open_embedder
-from .parsing import CommandParser, add_command
-from .photos import report_skipped, skipped_json
+from .options import (
+    add_json_option,
+    add_model_options,
+    add_photos_argument,
+    embedding_settings,
+    open_embedder,
+    print_json,
+    report_skipped,
+    skipped_json,
+)
+from .parser import CommandParser, add_command
 
 DESCRIPTION = """\
 Turns every photo of a folder into a descriptor: a row of numbers, alike for photos of the same place.
@@ -25,9 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         description=DESCRIPTION,
     )
     group = parser.add_argument_group("which photos, and where to")
-    group.add_argument(
-        "photos", metavar="PHOTOS", help="a folder of photos, searched with its subfolders, or one photo"
-    )
+    add_photos_argument(group, ", or one photo")
     group.add_argument(
         "out",
         metavar="OUT",
@@ -36,7 +41,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     group.add_argument(
         "--strict", action="store_true", help="stop at the first photo that can't be used (default: skip and list it)"
     )
-    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    add_json_option(group)
     add_model_options(parser)
     return parser
 
@@ -55,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
             "weight_hash": descriptors.weight_hash,
             "skipped": skipped_json(descriptors.skipped),
         }
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print_json(result)
     else:
         print(f"{rows} photos embedded, {dim} numbers each, in {options.out} ({len(descriptors.skipped)} skipped)")
     return 0 if rows else 1

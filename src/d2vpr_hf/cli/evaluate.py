@@ -8,10 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_model_options, embedding_settings, open_embedder
-from .parsing import CommandParser, UsageError, add_command, positive_number, whole_number
-from .photos import report_skipped
-from .verify import check_protocol
+from .options import add_model_options, embedding_settings, open_embedder, positive_number, report_skipped, whole_number
+from .parser import CommandParser, UsageError, add_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -191,6 +189,7 @@ def _protocol(options: argparse.Namespace) -> "Protocol":
 
 def _protocol_alone(options: argparse.Namespace) -> "Protocol":
     from ..evaluation.protocol import benchmark_protocol, folder_protocol
+    from ..protocols.records import find_record
 
     free = options.database is not None or options.queries is not None
     labels = [options.radius_m is not None, options.positives is not None, options.no_labels]
@@ -200,7 +199,7 @@ def _protocol_alone(options: argparse.Namespace) -> "Protocol":
                 f"{options.protocol} is a named benchmark, which says itself what is right. Leave --database, "
                 "--queries and what goes with them out, or leave the name out."
             )
-        check_protocol(options.protocol)
+        find_record(options.protocol)
         if options.root is None:
             raise UsageError(f"the folder of {options.protocol} is missing: d2vpr evaluate {options.protocol} ROOT.")
         return benchmark_protocol(options.protocol, options.root)

@@ -1,12 +1,20 @@
 """`d2vpr index`: a folder of photos becomes a map that can be asked."""
 
 import argparse
-import json
 from pathlib import Path
 
-from .options import add_model_options, embedding_settings, open_embedder
-from .parsing import CommandParser, add_command, note
-from .photos import report_skipped, skipped_json
+from .options import (
+    add_json_option,
+    add_model_options,
+    add_photos_argument,
+    embedding_settings,
+    note,
+    open_embedder,
+    print_json,
+    report_skipped,
+    skipped_json,
+)
+from .parser import CommandParser, add_command
 
 DESCRIPTION = """\
 Learns the places of your photos: embeds them and writes an index that `d2vpr locate` asks.
@@ -28,14 +36,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         description=DESCRIPTION,
     )
     group = parser.add_argument_group("which photos, and where to")
-    group.add_argument("photos", metavar="PHOTOS", help="a folder of photos, searched with its subfolders")
+    add_photos_argument(group)
     group.add_argument("places", metavar="PLACES", help="folder of the index; made, or brought up to date")
     group.add_argument(
         "--positions",
         metavar="TABLE",
         help="CSV or Parquet with the columns path (relative to PHOTOS), lat and lon (degrees, WGS84)",
     )
-    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    add_json_option(group)
     add_model_options(parser)
     return parser
 
@@ -66,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
             "threshold_rule": index.threshold.rule,
             "skipped": skipped_json(update.skipped),
         }
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print_json(result)
     else:
         print(
             f"{len(index)} places in {options.places}, {located} with coordinates "

@@ -1,15 +1,24 @@
 """`d2vpr locate`: where was this photo taken?"""
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .options import add_model_options, embedding_settings, open_embedder
-from .parsing import CommandParser, UsageError, add_command, nearest, positive_number, whole_number
-from .photos import report_skipped, skipped_json
+from ..messages import did_you_mean
+from .options import (
+    add_json_option,
+    add_model_options,
+    embedding_settings,
+    open_embedder,
+    positive_number,
+    print_json,
+    report_skipped,
+    skipped_json,
+    whole_number,
+)
+from .parser import CommandParser, UsageError, add_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -67,7 +76,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         "--out", metavar="DIR", default="results", help="folder of the pictures that are made (default: results)"
     )
     group.add_argument("--regions", action="store_true", help="draw the 13 regions that the model reads, too")
-    group.add_argument("--json", action="store_true", help="print the answers as JSON (default: as text)")
+    add_json_option(group)
     add_model_options(parser, default=None, default_words="the one that made the index", dim_words="the index's")
     return parser
 
@@ -108,7 +117,7 @@ def run(options: argparse.Namespace) -> int:
             "threshold_rule": rule,
             "skipped": skipped_json(descriptors.skipped),
         }
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print_json(result)
         return 0
     for answer, drawn in zip(answers, pictures, strict=True):
         print("\n".join(_lines(answer, drawn)), end="\n\n")
@@ -158,8 +167,8 @@ def _excluded_ids(places: "pd.DataFrame", names: Sequence[str]) -> "np.ndarray |
     for name in names:
         if name not in by_name:
             raise UsageError(
-                f"--exclude names {name}, but the index has no photo and no id of that name"
-                f"{nearest(name, list(by_name))}"
+                f"--exclude names {name}, but the index has no photo and no id of that name."
+                f"{did_you_mean(name, by_name)}"
             )
     return np.unique(np.concatenate([by_name[name] for name in names]))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ..version import __version__
-from .parsing import CommandParser, UsageError
+from .parser import CommandParser, UsageError
 
 # In the order in which a user needs them. Each is a module with add_parser, which imports what is heavy when it runs.
 COMMANDS = (

@@ -1,14 +1,58 @@
-"""The options that say which model runs and how, and the one place where the command line loads a checkpoint."""
+"""The options that several commands share, how they open a model, and how they print what came out."""
 
 import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .parsing import UsageError, note, whole_number
+from .parser import UsageError
 
 if TYPE_CHECKING:
     from ..retrieval.embedder import Embedder
 
 DEFAULT_MODEL = "d2vpr"
+_SKIPPED_SHOWN = 10
+
+
+def whole_number(least: int) -> Callable[[str], int]:
+    """A type for options that take an integer of at least `least`."""
+
+    def parse(text: str) -> int:
+        if not text.strip().lstrip("-").isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} must be an integer of at least {least}")
+        return int(text)
+
+    return parse
+
+
+def positive_number(text: str) -> float:
+    """A type for options that take a number above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
+    return number
+
+
+def add_json_option(parser: argparse._ActionsContainer, otherwise: str = "as text") -> None:
+    """`--json`, for programs that read the result."""
+    parser.add_argument("--json", action="store_true", help=f"print the result as JSON (default: {otherwise})")
+
+
+def add_photos_argument(parser: argparse._ActionsContainer, more: str = "") -> None:
+    """`PHOTOS`, the folder that a command reads."""
+    parser.add_argument("photos", metavar="PHOTOS", help=f"a folder of photos, searched with its subfolders{more}")
+
+
+def add_device_option(parser: argparse._ActionsContainer) -> None:
+    """`--device`, where the computing happens."""
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one, else cpu)"
+    )
 
 
 def add_model_options(
@@ -39,11 +83,7 @@ def add_model_options(
             "nested_dims in its config.json), such as 512 or 256: fewer take less memory and time to search, and cost "
             f"some recall; an index and its queries need the same (default: {dim_words})",
         )
-    group.add_argument(
-        "--device",
-        metavar="D",
-        help="cpu, cuda, cuda:1, mps (default: a GPU if there is one, else cpu)",
-    )
+    add_device_option(group)
     group.add_argument(
         "--dtype",
         metavar="TYPE",
@@ -68,12 +108,7 @@ def add_model_options(
 
 def embedding_settings(options: argparse.Namespace) -> dict[str, Any]:
     """What `add_model_options` parsed, as keywords of `Embedder`."""
-    return {
-        "batch_size": options.batch_size,
-        "device": options.device,
-        "dtype": options.dtype,
-        "workers": options.workers,
-    }
+    return {name: getattr(options, name) for name in ("batch_size", "device", "dtype", "workers")}
 
 
 def open_embedder(name: str, dim: int | None = None, *, usual_dim: int | None = None, **settings: Any) -> "Embedder":
@@ -106,3 +141,30 @@ def quieten_transformers() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+
+
+def note(text: str) -> None:
+    """A line for the person who waits: stderr, so that stdout holds the result alone."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(result: Any) -> None:
+    """The result for programs."""
+    print(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def report_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+    """Tells the person who waits how many photos couldn't be used, and names the first ones with their reasons."""
+    if not skipped:
+        return
+    note(f"skipped {len(skipped)} photo{'s' if len(skipped) > 1 else ''} that can't be used:")
+    for path, reason in skipped[:_SKIPPED_SHOWN]:
+        note(f"  {path}: {reason}")
+    if more := skipped[_SKIPPED_SHOWN:]:
+        reasons = Counter(reason.split(":")[0] for _, reason in more).most_common(4)
+        note(f"  and {len(more)} more ({', '.join(f'{count} {reason}' for reason, count in reasons)})")
+
+
+def skipped_json(skipped: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    """The skipped photos for `--json`."""
+    return [{"path": path, "reason": reason} for path, reason in skipped]

@@ -1,13 +1,12 @@
 """`d2vpr push`: a checkpoint, the metric or an exported benchmark goes to the Hugging Face Hub."""
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import open_embedder
-from .parsing import CommandParser, UsageError, add_command, note
+from .options import add_json_option, note, open_embedder, print_json
+from .parser import CommandParser, UsageError, add_command
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,7 +72,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         action="store_true",
         help="push weights converted from published ones, whose authors gave no licence (default: ask, or refuse)",
     )
-    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    add_json_option(group)
     return parser
 
 
@@ -142,7 +141,7 @@ def _show(options: argparse.Namespace, model: "PreTrainedModel", processor: Any,
     except PermissionError as error:
         note(f"note: without --dry-run this is refused. {error}")
     if options.json:
-        print(json.dumps({"folder": str(folder), "files": files, "card": card}, indent=2, ensure_ascii=False))
+        print_json({"folder": str(folder), "files": files, "card": card})
         return 0
     print(card)
     note(f"nothing was sent. {folder} holds what would be: {', '.join(files)}")
@@ -169,7 +168,7 @@ def _agreed(model: "PreTrainedModel") -> bool:
 def _report(options: argparse.Namespace, push: "Push") -> int:
     if options.json:
         result = {"repo_id": push.repo_id, "revision": push.revision, "commit": push.commit, "url": push.url}
-        print(json.dumps(result | {"files": push.files, "replaced": push.replaced}, indent=2, ensure_ascii=False))
+        print_json(result | {"files": push.files, "replaced": push.replaced})
         return 0
     print(f"{push.repo_id} ({push.revision}): {len(push.files)} files in commit {push.commit[:12]}")
     if push.replaced:

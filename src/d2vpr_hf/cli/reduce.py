@@ -1,10 +1,17 @@
 """`d2vpr reduce`: a checkpoint that gives shorter descriptors, by a PCA fitted on photos."""
 
 import argparse
-import json
 
-from .options import add_model_options, embedding_settings, open_embedder
-from .parsing import CommandParser, UsageError, add_command, whole_number
+from .options import (
+    add_json_option,
+    add_model_options,
+    add_photos_argument,
+    embedding_settings,
+    open_embedder,
+    print_json,
+    whole_number,
+)
+from .parser import CommandParser, UsageError, add_command
 
 DESCRIPTION = """\
 Makes a checkpoint whose descriptors are shorter, by a PCA fitted on photos, and keeps in it what it was fitted on.
@@ -25,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         description=DESCRIPTION,
     )
     group = parser.add_argument_group("which photos, and where to")
-    group.add_argument("photos", metavar="PHOTOS", help="a folder of photos, searched with its subfolders")
+    add_photos_argument(group)
     group.add_argument("out", metavar="OUT", help="the checkpoint folder to make; it must not exist yet, or be empty")
     group.add_argument("--name", metavar="NAME", help="of the photos, for the checkpoint (default: their folder's)")
     group = parser.add_argument_group("which PCA")
@@ -36,7 +43,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     )
     group.add_argument("--seed", metavar="N", type=whole_number(0), help="draws them (default: 0)")
     group.add_argument("--renormalise", action="store_true", help="bring the shorter descriptors to length 1")
-    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    add_json_option(group)
     add_model_options(parser, dim_words=None)
     return parser
 
@@ -63,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     )
     about = pca.to_config()
     if options.json:
-        print(json.dumps({"folder": options.out, "descriptor_dim": pca.dim, **about}, indent=2, ensure_ascii=False))
+        print_json({"folder": options.out, "descriptor_dim": pca.dim, **about})
         return 0
     print(f"{options.out}: {pca.dim} numbers a descriptor, which keep {100 * pca.variance_kept:.1f} % of the variance")
     print(f"fitted on {pca.images} photos of {pca.source.name} (seed {pca.seed}, files {about['files_sha256'][:8]})")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..messages import percent
 from .options import quieten_transformers
-from .parsing import CommandParser, UsageError, add_command
+from .parser import CommandParser, UsageError, add_command
 
 if TYPE_CHECKING:
     from ..training.town_run import TownRun

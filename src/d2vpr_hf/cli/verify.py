@@ -1,9 +1,9 @@
 """`d2vpr verify`: which benchmark protocol is this folder, and what differs from it?"""
 
 import argparse
-import json
 
-from .parsing import CommandParser, UsageError, add_command, nearest, whole_number
+from .options import add_json_option, print_json, whole_number
+from .parser import CommandParser, add_command
 
 DESCRIPTION = """\
 Says which benchmark protocol a folder is, and what differs from it: counts, names, coordinates, photos that don't open.
@@ -36,32 +36,16 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         help="photos of the database and of the queries to open (default: 200)",
     )
     group.add_argument("--all-images", action="store_true", help="open every photo")
-    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    add_json_option(group)
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     from ..protocols.verify import verify_folder
 
-    if options.protocol is not None:
-        check_protocol(options.protocol)
     result = verify_folder(options.root, options.protocol, sample=None if options.all_images else options.sample)
     if options.json:
-        print(json.dumps(result.to_json(), indent=2, ensure_ascii=False))
+        print_json(result.to_json())
     else:
         print(result.text(), end="")
     return 0 if result.exact else 1
-
-
-def check_protocol(name: str) -> None:
-    """Refuses an id that no protocol has, with the nearest one.
-
-    Raises: UsageError.
-    """
-    from ..protocols.records import PROTOCOLS
-
-    known = [record.id for record in PROTOCOLS]
-    if name not in known:
-        raise UsageError(
-            f"there is no protocol {name!r}{nearest(name, known) or '.'} `d2vpr evaluate --list` shows all"
-        )

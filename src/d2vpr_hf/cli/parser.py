@@ -1,11 +1,11 @@
-"""Parsing that all subcommands share: help that keeps its examples, and errors that suggest the nearest name."""
+"""The parser of `d2vpr` and its subcommands: help that keeps its examples, errors that suggest the nearest name."""
 
 import argparse
-import difflib
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
+
+from ..messages import did_you_mean
 
 
 class UsageError(Exception):
@@ -17,9 +17,7 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **settings) -> None:
         # An abbreviation that works today may be ambiguous tomorrow.
-        super().__init__(
-            **{"formatter_class": _Help, "allow_abbrev": False, "add_help": False} | settings,
-        )
+        super().__init__(**{"formatter_class": _Help, "allow_abbrev": False, "add_help": False} | settings)
         self._optionals.title = "more"
         self.add_argument("-h", "--help", action="help", help="show this text")
 
@@ -30,7 +28,7 @@ class CommandParser(argparse.ArgumentParser):
         if unknown:
             parser = getattr(parsed, "parser", self)
             known = [name for action in parser._actions for name in action.option_strings]
-            parser.error(f"{unknown[0]} is no option here{nearest(unknown[0].split('=')[0], known)}")
+            parser.error(f"unknown option {unknown[0]}.{did_you_mean(unknown[0].split('=')[0], known)}")
         return parsed
 
     def _check_value(self, action: argparse.Action, value: object) -> None:
@@ -38,7 +36,7 @@ class CommandParser(argparse.ArgumentParser):
             known = [str(choice) for choice in action.choices]
             name = action.metavar or "/".join(action.option_strings)
             raise argparse.ArgumentError(
-                None, f"{value} is no {name}; there are {', '.join(known)}{nearest(str(value), known)}"
+                None, f"{value} isn't a known {name}; there are {', '.join(known)}.{did_you_mean(value, known)}"
             )
 
     def error(self, message: str) -> NoReturn:
@@ -73,12 +71,6 @@ class _Help(argparse.RawDescriptionHelpFormatter):
             action.option_strings = names
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """ ". Did you mean X?" for the end of a message, or nothing where no known name resembles it."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f". Did you mean {close[0]}?" if close else ""
-
-
 def add_command(
     subparsers: argparse._SubParsersAction,
     name: str,
@@ -94,30 +86,3 @@ def add_command(
     )
     parser.set_defaults(run=run, parser=parser)
     return parser
-
-
-def whole_number(least: int) -> Callable[[str], int]:
-    """A type for options that take a whole number from `least`."""
-
-    def parse(text: str) -> int:
-        if not text.strip().lstrip("-").isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least}")
-        return int(text)
-
-    return parse
-
-
-def positive_number(text: str) -> float:
-    """A type for options that take a number above 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
-    return number
-
-
-def note(text: str) -> None:
-    """A line for the person who waits: stderr, so that stdout holds the result alone."""
-    print(text, file=sys.stderr, flush=True)
