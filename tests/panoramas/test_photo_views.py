@@ -32,7 +32,7 @@ def test_every_view_shows_the_middle_and_no_edge(photos, tmp_path):
     for view in views:
         red = view[..., 0] - view[..., 1] > 100
         assert red.any()
-        assert view[..., 0].min() > 180  # beyond the photo's edge all would be black
+        assert view[..., 0].min() > 140  # beyond the edge all would be black; JPEG blurs the red by up to 60
     assert len({view.tobytes() for view in views}) == 30
 
 
