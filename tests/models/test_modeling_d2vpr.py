@@ -280,7 +280,9 @@ def assert_starts_as_pass_through(folder, image, rows, columns):
         for part in half.split(columns // 2, dim=2)
     ]
     medium = output.regional_descriptors[0, 1:5]
-    likeness = torch.nn.functional.cosine_similarity(medium[:, None], torch.cat([each[:1] for each in quadrants]), dim=2)
+    likeness = torch.nn.functional.cosine_similarity(
+        medium[:, None], torch.cat([each[:1] for each in quadrants]), dim=2
+    )
     assert likeness.argmax(dim=1).tolist() == [0, 1, 2, 3]
     assert torch.equal(output.regional_descriptors[:, 1:], output.region_features)
 

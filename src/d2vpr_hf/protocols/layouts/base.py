@@ -1,10 +1,11 @@
 """How a protocol's photos lie on disk: what every layout gives, and folders of photos with positions in their names."""
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -58,24 +59,28 @@ class Reading:
     listed_in: Path | None = None
 
 
-class Layout(Protocol):
+class Layout(ABC):
     """A way in which a protocol's photos may lie on disk."""
 
+    @abstractmethod
     def find(self, root: Path) -> Path | None:
         """The folder under `root`, or `root` itself, in which this layout begins; None where it isn't."""
 
+    @abstractmethod
     def read(self, folder: Path) -> Reading:
         """What lies there; no image is opened."""
 
     def sources(self, folder: Path) -> list[Path]:
         """The files and folders, of any depth, on which `read` depends."""
+        return [folder]
 
+    @abstractmethod
     def tree(self) -> str:
         """The layout as people see it, one path a line."""
 
 
 @dataclass(frozen=True)
-class UtmFolders:
+class UtmFolders(Layout):
     """`[images/]SPLIT/{database,queries}` with photos named `@easting@northing@zone@...@.jpg`.
 
     Attributes:
@@ -108,9 +113,6 @@ class UtmFolders:
         database = list_images(folder / self.database)
         return Reading(read_utm_split(folder / self.database, database), read_utm_split(query_root, queries))
 
-    def sources(self, folder: Path) -> list[Path]:
-        return [folder / name for name in (self.database, *self.queries)]
-
     def tree(self) -> str:
         name = "@easting@northing@zone@letter@lat@lon@pano@tile@heading@pitch@roll@height@time@note@.jpg"
         lines = [f"images/{self.split}/{folder}/{name}" for folder in (self.database, *self.queries)]
@@ -118,7 +120,7 @@ class UtmFolders:
 
 
 @dataclass(frozen=True)
-class TwoFolders:
+class TwoFolders(Layout):
     """`{database,queries}` with any photos; positions are read from names or EXIF."""
 
     def find(self, root: Path) -> Path | None:
@@ -132,9 +134,6 @@ class TwoFolders:
             return Reading(database, queries)
         listed = read_positives(table, database_names=database.photos.names, query_names=queries.photos.names)
         return Reading(database, queries, listed, table)
-
-    def sources(self, folder: Path) -> list[Path]:
-        return [folder / "database", folder / "queries", folder / "positives.json"]
 
     def tree(self) -> str:
         return "database/*.jpg\nqueries/*.jpg\npositives.json (optional: {query file name: [database file names]})"

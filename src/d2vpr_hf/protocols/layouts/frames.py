@@ -10,11 +10,11 @@ from ...files import path_to_text
 from ...photos.folder import PhotoFolder, list_images
 from ...photos.positions import Positions
 from ..object_arrays import read_positive_rows
-from .base import Reading, Split
+from .base import Layout, Reading, Split
 
 
 @dataclass(frozen=True)
-class FrameFolders:
+class FrameFolders(Layout):
     """Two folders of photos named by a number, and perhaps a NumPy file of positives beside them.
 
     Attributes:
@@ -69,9 +69,6 @@ class FrameFolders:
         order = np.argsort(frame, kind="stable")
         photos = PhotoFolder.of(folder, [paths[row] for row in order], Positions.unknown(len(paths)))
         return Split(photos, frame[order] * step)
-
-    def sources(self, folder: Path) -> list[Path]:
-        return [folder / name for name in (self.database, self.queries, *self.truth)]
 
     def tree(self) -> str:
         number = "0000000.jpg" if self.numbered_from_zero else "NUMBER.jpg (or .png; the same in both folders)"

@@ -9,7 +9,7 @@ import numpy as np
 from ...files import path_to_text
 from ...photos.folder import PhotoFolder
 from ...photos.positions import Positions
-from .base import Reading, Split, check_inside
+from .base import Layout, Reading, Split, check_inside
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -21,7 +21,7 @@ PLACES_A_CITY = 100_000
 
 
 @dataclass(frozen=True)
-class GsvCities:
+class GsvCities(Layout):
     """`Images/CITY/*.jpg` and `Dataframes/CITY.csv`; photos of one place share a place number."""
 
     def find(self, root: Path) -> Path | None:
@@ -45,9 +45,6 @@ class GsvCities:
             },
         )
         return Reading(split, None)
-
-    def sources(self, folder: Path) -> list[Path]:
-        return [folder / "Images", folder / "Dataframes"]
 
     def tree(self) -> str:
         name = "CITY_PLACE_YEAR_MONTH_NORTHDEG_LAT_LON_PANOID.jpg"

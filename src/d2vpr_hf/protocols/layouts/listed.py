@@ -9,11 +9,11 @@ from pyproj import Proj
 
 from ...photos.folder import PhotoFolder
 from ...photos.positions import Positions
-from .base import Reading, Split, check_inside
+from .base import Layout, Reading, Split, check_inside
 
 
 @dataclass(frozen=True)
-class DbStruct:
+class DbStruct(Layout):
     """The photos as their authors give them, with NetVLAD's list of names and UTM positions (`dbStruct`).
 
     Attributes:
@@ -57,16 +57,13 @@ class DbStruct:
             read_listed_split(folder, queries, metres[1], self.zone, str(file)),
         )
 
-    def sources(self, folder: Path) -> list[Path]:
-        return [folder]
-
     def tree(self) -> str:
         photo = f"NNN/...{self.database_suffix}"
         return f"{photo} (database)\n{self.query_folder}/...jpg\n{self.file} (or datasets/{self.file})"
 
 
 @dataclass(frozen=True)
-class ImageLists:
+class ImageLists(Layout):
     """Patch-NetVLAD's lists: names in two text files, UTM positions in an `.npz` of the same order.
 
     Attributes:
@@ -104,9 +101,6 @@ class ImageLists:
             names = [line.strip().removeprefix("./") for line in names_file.read_text().splitlines() if line.strip()]
             splits.append(read_listed_split(folder, names, positions, self.zone, str(file)))
         return Reading(*splits)
-
-    def sources(self, folder: Path) -> list[Path]:
-        return [folder]
 
     def tree(self) -> str:
         return "\n".join([*self._names(), "and the photos, at the paths that the lists name"])

@@ -10,7 +10,7 @@ from ...files import path_to_text
 from ...photos.folder import PhotoFolder
 from ...photos.positions import Positions
 from ..object_arrays import read_names, read_positive_rows, read_row_numbers
-from .base import Reading, Split, check_inside, known_details
+from .base import Layout, Reading, Split, check_inside, known_details
 
 # Two releases of the same lists: GSV-Cities' and OpenVPRLab's.
 _LISTS = (
@@ -26,7 +26,7 @@ _COLUMNS = {
 
 
 @dataclass(frozen=True)
-class MslsTree:
+class MslsTree(Layout):
     """`train_val/CITY/{database,query}/images/KEY.jpg` with the tables of the download.
 
     Positions, the frames of the task and panoramas come from the tables. Where NumPy lists of names and positives lie

@@ -8,13 +8,13 @@ import numpy as np
 from ...files import text_to_path
 from ...photos.folder import PhotoFolder, list_images
 from ..places import METADATA, read_training_places
-from .base import Reading, Split
+from .base import Layout, Reading, Split
 
 DISTRACTORS = "distractors"
 
 
 @dataclass(frozen=True)
-class PlaceFolders:
+class PlaceFolders(Layout):
     """One subfolder a place, or a metadata.csv; photos in `distractors` show none of the places."""
 
     def find(self, root: Path) -> Path | None:
@@ -33,9 +33,6 @@ class PlaceFolders:
         paths, places = [*paths, *distractors], [*places, *[None] * len(distractors)]
         database = Split(PhotoFolder.of(folder, paths), details={"place": places})
         return Reading(database, database[queries])
-
-    def sources(self, folder: Path) -> list[Path]:
-        return [folder]
 
     def tree(self) -> str:
         return (
