@@ -25,6 +25,7 @@ import numpy as np
 from d2vpr_hf.cli.main import main as d2vpr
 from d2vpr_hf.evaluation.table import Table
 from d2vpr_hf.files import path_to_text
+from d2vpr_hf.messages import points
 
 TOY_POSITIVES = Path(__file__).with_name("toy_san_francisco_positives.json")
 PUBLISHED = ("NetVLAD", "denseVLAD", "HybridNet")
@@ -110,12 +111,6 @@ def by_place(found: dict[str, Any]) -> dict[str, dict[str, dict[str, float | int
     return split
 
 
-def checkpoint_minus(difference: dict[str, Any]) -> tuple[float, list[float]]:
-    """Recall@1 of the checkpoint minus that of another, and its interval; `d2vpr evaluate` subtracts the first."""
-    low, high = difference["recall@1"]["interval"]
-    return -difference["recall@1"]["difference"] + 0.0, [-high + 0.0, -low + 0.0]
-
-
 def rows_of(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
     """The table's rows of one set; a difference is the checkpoint's recall@1 minus the row's."""
     rows = []
@@ -131,7 +126,8 @@ def rows_of(name: str, found: dict[str, Any]) -> list[dict[str, Any]]:
             "skipped": sum(len(photos) for photos in result["skipped"].values()),
         }
         if model in found["differences"]:
-            row["checkpoint_minus_this"], row["interval"] = checkpoint_minus(found["differences"][model])
+            difference = found["differences"][model]["recall@1"]
+            row |= {"checkpoint_minus_this": difference["difference"], "interval": difference["interval"]}
         rows.append(row)
     return rows
 
@@ -144,8 +140,7 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
         precision, interval = row["mean_average_precision"], row.get("interval")
         difference = ""
         if interval is not None and row["set"] == "corridor":
-            low, high = interval
-            difference = f"{100 * row['checkpoint_minus_this']:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+            difference = points(row["checkpoint_minus_this"], interval)
         recall = f"{row['recall@1']:.3f}" if row["queries"] >= FEW_QUERIES else ""
         hits = [str(row["hits"][f"hits@{k}"]) for k in KS]
         counts = [f"{row['database']:,}", f"{row['queries']:,}"]
@@ -164,9 +159,9 @@ def comparisons_of(name: str, found: dict[str, Any]) -> dict[str, dict[str, Any]
     A set with average precisions gives one of these for the whole and one for each of its places, any other one of
     recall@1.
     """
-    baseline = found["results"][found["baseline"]]
-    common = {"rule": baseline["rule"], "model": baseline["model"], "command": found["command"]}
-    counts = {"database": baseline["counts"]["database"], "queries": baseline["queries_counted"]}
+    own = found["results"][found["model"]]
+    common = {"rule": own["rule"], "model": own["model"], "command": found["command"]}
+    counts = {"database": own["counts"]["database"], "queries": own["queries_counted"]}
     if not found["by_place"]:
         rows = [_row(model, result, found["differences"].get(model)) for model, result in found["results"].items()]
         return {name: common | {"name": name, "measure": "recall@1", "counts": counts, "rows": rows}}
@@ -177,7 +172,7 @@ def comparisons_of(name: str, found: dict[str, Any]) -> dict[str, dict[str, Any]
         if result["mean_average_precision"] is not None
     }
     parts = {name: whole}
-    for place in found["by_place"][found["baseline"]]:
+    for place in found["by_place"][found["model"]]:
         parts[f"{name}, {place}"] = {model: places[place] for model, places in found["by_place"].items()}
     tables = {}
     for title, split in parts.items():
@@ -187,7 +182,7 @@ def comparisons_of(name: str, found: dict[str, Any]) -> dict[str, dict[str, Any]
             | ({"hits": each["hits@1"], "of": each["queries"]} if each["queries"] >= FEW_QUERIES else {})
             for model, each in split.items()
         ]
-        own = counts | {"queries": split[found["baseline"]]["queries"]}
+        own = counts | {"queries": split[found["model"]]["queries"]}
         tables[title.replace(", ", "-")] = common | {
             "name": title, "measure": "mean average precision", "counts": own, "rows": rows,
         }  # fmt: skip
@@ -203,7 +198,8 @@ def _row(model: str, result: dict[str, Any], difference: dict[str, Any] | None) 
     if model.startswith("scores:"):
         row["source"] = PUBLISHED_SOURCE
     if difference is not None:
-        row["difference"], row["difference_interval"] = checkpoint_minus(difference)
+        found = difference["recall@1"]
+        row |= {"difference": found["difference"], "difference_interval": found["interval"]}
     return row
 
 
@@ -212,11 +208,6 @@ def _method(model: str) -> str:
     if model.startswith("scores:"):
         return model.partition("#")[2]
     return METHODS.get(model, f"{model} + GeM" if ":" in model else model)
-
-
-def markdown(table: Table) -> str:
-    lines = [table.header, ["---"] * len(table.header), *table.rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
 
 
 def main() -> None:
@@ -252,7 +243,7 @@ def main() -> None:
         raise SystemExit(f"{options.data} holds none of the sets. Give a folder with corridor/, opensfm/ and so on.")
     table = table_of(rows)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    made = {"checkpoint": options.checkpoint, "rows": rows, "sets": found, "markdown": markdown(table)}
+    made = {"checkpoint": options.checkpoint, "rows": rows, "sets": found, "markdown": table.markdown()}
     options.out.write_text(json.dumps(made, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     if options.comparisons:
         options.comparisons.mkdir(parents=True, exist_ok=True)

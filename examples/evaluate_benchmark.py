@@ -10,13 +10,12 @@ The other model is a peer of a few lines: a photo's own thumbnail as its descrip
 from pathlib import Path
 
 import torch
-from transformers import AutoImageProcessor, AutoModel
 
 import d2vpr_hf
-from d2vpr_hf.evaluation.baselines import PeerModel, SquashProcessor
+from d2vpr_hf.evaluation.baselines import SquashProcessor, peer_embedder
 from d2vpr_hf.reports.charts import recall_chart
 from d2vpr_hf.reports.error_map import error_maps
-from d2vpr_hf.reports.figures_page import comparison_page
+from d2vpr_hf.reports.pages import comparison_page
 
 
 class Thumbnail:
@@ -31,7 +30,7 @@ class Thumbnail:
 
 
 checkpoint = "d2vpr" if Path("d2vpr").is_dir() else d2vpr_hf.pretrained_path("d2vpr-small")
-model, processor = AutoModel.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
+embedder = d2vpr_hf.Embedder.from_pretrained(checkpoint, name="D2-VPR")
 
 folder = Path("runs/evaluate_benchmark")
 town = d2vpr_hf.make_town(folder / "town", places=9, views=3, queries=18, easy_queries=0)
@@ -39,9 +38,9 @@ town = d2vpr_hf.make_town(folder / "town", places=9, views=3, queries=18, easy_q
 # A protocol is what is ranked and what counts as right: here photos taken within 25 m.
 protocol = d2vpr_hf.benchmark_protocol("folders", town.database.parent)
 
-# Descriptors are kept in the cache: run the script again, and no photo is embedded.
-peer = Thumbnail()
-models = {"thumbnail": (PeerModel(peer), peer.processor), "D2-VPR": (model, processor)}
+# The model first, then what it is compared with. Descriptors are kept in the cache: run the script again, and no photo
+# is embedded.
+models = {"D2-VPR": embedder, "thumbnail": peer_embedder(Thumbnail())}
 comparison = d2vpr_hf.compare_models(protocol, models, ks=(1, 5, 10), cache=folder / "cache")
 print(f"\n{comparison.table().text()}\n")
 
@@ -52,9 +51,7 @@ for query, rank in zip(protocol.queries.names[:3], result.first_hits, strict=Fal
     print(f"{query[-40:]}: first right answer at rank {rank or f'above {result.ranking.shape[1]}'}")
 
 # The photo in its own shape, cut in five, is another way to ask.
-crops = d2vpr_hf.evaluate_protocol(
-    protocol, model=models["thumbnail"][0], processor=peer.processor, query_method="five_crops"
-)
+crops = d2vpr_hf.evaluate_protocol(protocol, models["thumbnail"], query_method="five_crops")
 print(f"\nthumbnails of five crops: recall@1 {100 * crops.recall[1]:.1f} %")
 
 result.save(folder)  # results.json

@@ -17,7 +17,7 @@ from loopback_hub import LoopbackHub
 from transformers import BitImageProcessorPil, Dinov2Config, Dinov2Model
 
 from d2vpr_hf import write_release
-from d2vpr_hf.cli.demo_town import town_split
+from d2vpr_hf.cli.demo_run import town_split
 from d2vpr_hf.models.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -24,7 +24,8 @@ Args:
         are none.
     k (list of int): cut-offs, none above the number of answers; default [1, 5, 10].
     denominator (str): "all" (default) counts a query without positives as a miss; "with_positives" leaves it out.
-    database_size (int): number of things that could be an answer. If given, ids must be below it.
+    database_size (int): number of things that could be an answer. If given, ids must be below it, and a k above it
+        takes all of a row that ranks them all.
     per_query (bool): also return what each query contributes; default False.
 
 Returns:
@@ -132,7 +133,9 @@ def _score(
     if not predictions:
         raise ValueError("There is no query to score. Give predictions and references, or add queries first.")
     shortest = min(range(len(predictions)), key=lambda row: len(predictions[row]))
-    if max(ks) > (answers := len(predictions[shortest])):
+    # Where the whole database is ranked there are no more answers to give.
+    if len(predictions[shortest]) < (max(ks) if database_size is None else min(max(ks), database_size)):
+        answers = len(predictions[shortest])
         raise ValueError(
             f"k holds {max(ks)}, but predictions[{shortest}] has {answers} answers. Give no k above {answers}, rank "
             "more answers, or fill the row with -1 where there are no more."

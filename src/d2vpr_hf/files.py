@@ -32,11 +32,15 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def replace_file(path: str | Path, content: bytes | str) -> Path:
-    """Writes a small file whole or not at all, text in UTF-8; its folder is made. Returns the path."""
+    """Writes a small file whole or not at all; its folder is made. Returns the path.
+
+    Text is written in UTF-8; what of it is no character, such as the bytes of a file name in another encoding, becomes
+    an escape (\\udcff), which JSON reads back as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
     return path
 
 

@@ -21,6 +21,14 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
+def points(difference: float, interval: tuple[float, float] | None = None) -> str:
+    """A difference of two shares for people, in percentage points: '+5.4 (+2.1 to +8.6)'."""
+    if interval is None:
+        return f"{100 * difference:+.1f}"
+    low, high = interval
+    return f"{points(difference)} ({points(low)} to {points(high)})"
+
+
 def format_distance(distance_m: float) -> str:
     """A distance for people: "0.4 m", "12 m", "3.4 km", "812 km"."""
     if distance_m < 9.95:

@@ -38,10 +38,14 @@ def test_a_named_benchmark_is_evaluated_compared_and_drawn(checkpoint, benchmark
     assert json.loads(capsys.readouterr().out)["settings"]["query_method"] == "five_crops"
     assert main([*arguments, "--against", str(checkpoint), "--save", str(saved)]) == 2
     copy = shutil.copytree(checkpoint, tmp_path / "other")
+    shutil.rmtree(saved)
     capsys.readouterr()
     assert main([*arguments, "--against", str(copy), "--save", str(saved)]) == 0
     assert str(copy) in capsys.readouterr().out
-    assert (saved / "comparison.html").is_file()
+    # The model's own results too, which a push takes.
+    pages = {"results.json", "gallery.html", "figures.html", "comparison.html", "comparison.json"}
+    assert {path.name for path in saved.iterdir()} == pages
+    assert json.loads((saved / "results.json").read_text())["model"] == results["model"]
     differences = json.loads((saved / "comparison.json").read_text())["differences"]
     assert differences[str(copy)]["recall@1"] == {"difference": 0.0, "interval": [0.0, 0.0]}
 

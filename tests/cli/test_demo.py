@@ -9,20 +9,20 @@ import pytest
 import torch
 from PIL import Image
 
-from d2vpr_hf.cli import demo_town as demo
-from d2vpr_hf.cli.demo_town import (
-    chance_recall,
+from d2vpr_hf import Embedder
+from d2vpr_hf.cli import demo_run as demo
+from d2vpr_hf.cli.demo_run import (
     claim_folder,
     hold_out,
     is_demo_model,
     locate_split,
     own_split,
-    thumbnail_descriptors,
     town_split,
     write_demo_model,
 )
 from d2vpr_hf.cli.main import main
-from d2vpr_hf.evaluation.baselines import random_weights
+from d2vpr_hf.evaluation.baselines import open_peer, random_weights
+from d2vpr_hf.evaluation.recall import chance_recall
 from d2vpr_hf.models.checkpoint import pretrained_path, save_checkpoint
 from d2vpr_hf.photos.folder import PhotoFolder, read_photo_folder
 from d2vpr_hf.photos.positions import Positions, positives_within
@@ -197,14 +197,16 @@ def test_a_demo_folder_that_the_demo_did_not_write_stays(tmp_path):
 def test_an_easy_query_set_is_found(town, tmp_path, tiny_model, tiny_processor):
     database, queries = read_photo_folder(town / "database"), read_photo_folder(town / "queries_easy")
     split = demo.Split(database, queries, ["day", "night", "day"])
-    settings = {"model": tiny_model, "processor": tiny_processor, "embedding": {"progress": False}}
-    result = locate_split(split, tmp_path, untrained=random_weights(tiny_model), **settings)
+    embedder = Embedder(tiny_model, tiny_processor)
+    untrained = Embedder(random_weights(tiny_model), tiny_processor)
+    result = locate_split(split, tmp_path, embedder, untrained=untrained, progress=False)
     assert list(result.recall) == ["this model", "random weights", demo.THUMBNAIL, "chance"]
     assert result.recall[demo.THUMBNAIL] == {1: 1.0, 5: 1.0}
     assert (result.judged, result.hard_queries) == (3, 1)
     assert "1 of the 3 queries (33.3 %)" in result.summary()
     # Compared with itself the model gains nothing.
-    assert locate_split(split, tmp_path / "again", untrained=tiny_model, **settings).above["random weights"] == 0
+    again = locate_split(split, tmp_path / "again", embedder, untrained=embedder, progress=False)
+    assert again.above["random weights"] == 0
     assert sum(queries for queries, _, _ in result.conditions.values()) == 3
     assert list(result.conditions) == ["day", "night"]
     right = sum(right for _, right, _ in result.conditions.values())
@@ -228,7 +230,8 @@ def test_thumbnails_tell_photos_apart_and_ignore_brightness(tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(4)]
     for path, image in zip(paths, images, strict=True):
         Image.fromarray(image).save(path)
-    scores = (rows := thumbnail_descriptors(paths)) @ rows.T
+    rows = open_peer("thumbnail", workers=1).embed(paths, progress=False).vectors
+    scores = rows @ rows.T
     assert scores[0, 1] == pytest.approx(1, abs=0.02)
     assert abs(scores[0, 2]) < 0.5
     assert np.isfinite(rows).all()  # a black photo has no contrast to divide by

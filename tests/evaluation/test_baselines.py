@@ -10,16 +10,16 @@ from transformers.utils.generic import ModelOutput
 from d2vpr_hf.evaluation.baselines import (
     HUB_PEERS,
     HubEntry,
-    PeerModel,
     SquashProcessor,
     TransformersPeer,
     hub_peer,
     open_peer,
+    peer_embedder,
     random_weights,
     transformers_peer,
 )
 from d2vpr_hf.evaluation.query_methods import query_views
-from d2vpr_hf.retrieval.embedder import embed_images, weight_hash
+from d2vpr_hf.retrieval.embedder import Embedder, weight_hash
 
 HUBCONF = """
 import torch
@@ -55,7 +55,8 @@ def dinov2():
 
 
 def embed(peer, images):
-    return embed_images(images, model=PeerModel(peer), processor=peer.processor, workers=1, progress=False)
+    embedder = peer if isinstance(peer, Embedder) else peer_embedder(peer, workers=1)
+    return embedder.embed(images, progress=False)
 
 
 def test_a_model_of_transformers_by_its_folder(dinov2, tmp_path):
@@ -76,7 +77,7 @@ def test_a_model_of_transformers_by_its_folder(dinov2, tmp_path):
     np.testing.assert_allclose(averaged.vectors, mean.numpy(), atol=1e-6)
     # The same weights pooled otherwise give other descriptors, which must never be taken for these.
     assert averaged.weight_hash != found.weight_hash
-    crops = query_views("five_crops", peer.processor, peer)
+    crops = query_views("five_crops", peer.processor, peer.model)
     shapes = {tuple(crop(photos()[0], return_tensors="pt")["pixel_values"].shape) for crop in crops}
     assert shapes == {(1, 3, 28, 28)}
 
@@ -113,7 +114,7 @@ def test_a_torch_hub_model_gives_its_first_output(tmp_path):
     pixels = peer.processor(photos()[1], return_tensors="pt")["pixel_values"]
     assert pixels.shape == (1, 3, 16, 16)
     np.testing.assert_allclose(found.vectors[1], 3 * pixels.mean(dim=(2, 3)).numpy()[0], atol=1e-6)
-    assert weight_hash(PeerModel(hub_peer("other", entry, source="local"))) != found.weight_hash
+    assert peer_embedder(hub_peer("other", entry, source="local")).weight_hash != found.weight_hash
     native = hub_peer("native", HubEntry(str(tmp_path), "get_model", {"scale": 1}), source="local")
     assert native.processor(photos()[0], return_tensors="pt")["pixel_values"].shape == (1, 3, 30, 40)
 

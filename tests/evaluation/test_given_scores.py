@@ -7,9 +7,8 @@ import pytest
 from made_evaluation import photos
 from PIL import Image
 
-from d2vpr_hf.evaluation.baselines import PeerModel, open_peer
+from d2vpr_hf.evaluation.baselines import evaluate_scores, open_peer, read_scores
 from d2vpr_hf.evaluation.compare import compare_models
-from d2vpr_hf.evaluation.given_scores import evaluate_scores, read_scores
 from d2vpr_hf.evaluation.protocol import Protocol, benchmark_protocol, folder_protocol
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
@@ -30,7 +29,10 @@ def test_scores_are_ranked_as_a_model_s_are():
     assert result.first_hits.tolist() == [3, 1]
     assert result.to_json()["model"]["name"] == "theirs"
     left_out = evaluate_scores(
-        protocol(own_rows=np.array([1, 0])), [[0.1, 0.9, 0.1], [3, 2, 1]], name="theirs", ks=(1,)
+        protocol(own_rows=[np.array([1]), np.array([0])], whole_database=True),
+        [[0.1, 0.9, 0.1], [3, 2, 1]],
+        name="theirs",
+        ks=(1,),
     )
     assert [[row for row in rows if row >= 0] for rows in left_out.ranking.tolist()] == [[0, 2], [1, 2]]
 
@@ -65,12 +67,11 @@ def test_models_and_scores_stand_in_one_table(tmp_path):
             Image.fromarray(pixels).save(tmp_path / folder / f"{row}.png")
     same = {f"{row}.png": [f"{row}.png"] for row in range(2)}
     folders = folder_protocol(tmp_path / "database", tmp_path / "queries", positives=same)
-    peer = open_peer("thumbnail")
-    options = {"ks": (1,), "workers": 1, "progress": False}
-    models = {"thumbnail": (PeerModel(peer), peer.processor)}
+    options = {"ks": (1,), "progress": False}
+    models = {"thumbnail": open_peer("thumbnail", workers=1)}
     comparison = compare_models(folders, models, scores={"theirs": 1 - np.eye(2)}, **options)
-    assert comparison.differences["theirs"][1] == (-1.0, (-1.0, -1.0))
-    assert "| theirs |  |  | 0.0 | 0 of 2 | -100.0 (-100.0 to -100.0) |" in comparison.markdown()
+    assert comparison.differences["theirs"][1] == (1.0, (1.0, 1.0))
+    assert "| theirs |  |  | 0.0 | 0 of 2 | +100.0 (+100.0 to +100.0) |" in comparison.markdown()
     with pytest.raises(ValueError, match="needs two"):
         compare_models(folders, models, **options)
     with pytest.raises(ValueError, match="needs two"):

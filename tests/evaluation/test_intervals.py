@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d2vpr_hf.evaluation.intervals import recall_differences, recall_intervals
+from d2vpr_hf.evaluation.recall import recall_differences, recall_intervals
 
 
 def answers(queries, share, seed=0):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d2vpr_hf.evaluation.precision_recall import precision_recall
+from d2vpr_hf.evaluation.recall import precision_recall
 
 
 def test_a_curve_worked_out_by_hand():

@@ -10,7 +10,7 @@ from d2vpr_hf.evaluation.protocol import folder_protocol
 from d2vpr_hf.evaluation.run import DEFAULT_KS, evaluate_protocol
 from d2vpr_hf.photos.folder import read_photo_folder
 from d2vpr_hf.photos.positions import Positions
-from d2vpr_hf.retrieval.embedder import embed_images
+from d2vpr_hf.retrieval.embedder import Embedder, embed_images
 from d2vpr_hf.retrieval.index import PlaceIndex
 
 METRES_A_DEGREE = 111_194.0
@@ -74,9 +74,9 @@ POSITIVES = {
 
 @pytest.fixture
 def run():
-    def run(protocol, **options):
-        options = {"model": MeanColour(), "processor": PlainProcessor(), "workers": 1, "progress": False} | options
-        return evaluate_protocol(protocol, **options)
+    def run(protocol, model=None, batch_size=32, **options):
+        embedder = Embedder(model or MeanColour(), PlainProcessor(), batch_size=batch_size, workers=1)
+        return evaluate_protocol(protocol, embedder, progress=False, **options)
 
     return run
 

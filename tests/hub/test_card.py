@@ -356,11 +356,17 @@ def test_a_comparison_of_evaluations_is_taken_too():
         ("ours", 0.25, 1, 4),
         ("theirs", 0.0, 0, 4),
     ]
-    # It says by how much the model is better; the evaluation, by how much the other one is.
-    assert table["rows"][1]["difference"] == 0.25 == -comparison["differences"]["theirs"]["recall@1"]["difference"]
+    # Both say by how much the model is better.
+    found = comparison["differences"]["theirs"]["recall@1"]
+    assert table["rows"][1]["difference"] == 0.25 == found["difference"]
     low, high = table["rows"][1]["difference_interval"]
     assert low <= 0.25 <= high
     assert low < high
+    # A file of an earlier version calls the model the baseline and says by how much the other one is better.
+    turned = {"recall@1": {"difference": -0.25, "interval": [-high, -low]}}
+    old = {name: value for name, value in comparison.items() if name not in ("model", "difference")}
+    old |= {"baseline": "ours", "differences": {"theirs": turned}}
+    assert read_comparisons([old], "a" * 64) == dict.fromkeys(read_comparisons([comparison], "a" * 64), table)
 
 
 def test_what_is_said_besides_figures_is_on_the_card():

@@ -23,7 +23,7 @@ from d2vpr_hf import (
 )
 from d2vpr_hf.hub.push import push_metric
 from d2vpr_hf.models.checkpoint import save_checkpoint
-from d2vpr_hf.retrieval.embedder import weight_hash
+from d2vpr_hf.retrieval.embedder import Embedder, weight_hash
 from d2vpr_hf.retrieval.pca import attach_pca
 
 USAGE = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -91,7 +91,7 @@ print(json.dumps([sum(each) / len(each) for each in hits]))
 def test_a_trained_model_comes_back_bit_for_bit_with_its_recall(hub, tmp_path, town, trained, tiny_processor):
     protocol = benchmark_protocol("folders", town.database.parent)
     ks = (1, 2, 5)
-    evaluation = evaluate_protocol(protocol, model=trained, processor=tiny_processor, ks=ks, progress=False)
+    evaluation = evaluate_protocol(protocol, Embedder(trained, tiny_processor), ks=ks, progress=False)
     assert 0 < evaluation.recall[1] < evaluation.recall[5] < 1  # a constant descriptor gets no such curve
     push_model(trained, tiny_processor, "me/d2vpr-town", evaluations=[evaluation], training=TRAINING)
 

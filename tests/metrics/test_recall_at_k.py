@@ -19,6 +19,7 @@ from PIL import Image
 from d2vpr_hf.evaluation.protocol import folder_protocol
 from d2vpr_hf.evaluation.recall import hits_at_k, recall_at_k
 from d2vpr_hf.evaluation.run import evaluate_protocol
+from d2vpr_hf.retrieval.embedder import Embedder
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "metrics" / "recall_at_k"
@@ -125,7 +126,7 @@ def test_result_equals_the_runners(metric, tmp_path, tiny_model, tiny_processor)
     (tmp_path / "queries" / "3.png").write_bytes(b"no photo")
     listed = {f"{query}.png": [f"{row}.png" for row in range(query, 4)] for query in range(5)}
     protocol = folder_protocol(tmp_path / "database", tmp_path / "queries", positives=listed)
-    run = evaluate_protocol(protocol, model=tiny_model, processor=tiny_processor, ks=(1, 2, 5, 8), progress=False)
+    run = evaluate_protocol(protocol, Embedder(tiny_model, tiny_processor), ks=(1, 2, 5, 8), progress=False)
     result = metric.compute(
         predictions=run.ranking, references=protocol.positives, k=[1, 2, 5, 8], database_size=6, per_query=True
     )

@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from d2vpr_hf.evaluation.table import Table
-from d2vpr_hf.reports.pages import Entry, gallery_page, write_atomically
+from d2vpr_hf.reports.pages import Entry, gallery_page
 from d2vpr_hf.reports.pictures import Match
 
 GREY = Image.new("RGB", (40, 30), (128, 128, 128))
@@ -114,24 +114,3 @@ def test_a_table_is_the_same_in_terminal_and_page():
 def test_a_row_of_another_length_is_refused():
     with pytest.raises(ValueError, match=r"rows\[1\] has 1 cells .* header has 2"):
         Table(["a", "b"], [["1", "2"], ["3"]])
-
-
-def test_writing_replaces_the_file_whole_and_leaves_nothing_beside_it(tmp_path):
-    path = tmp_path / "new" / "page.html"
-    write_atomically(path, "first")
-    assert write_atomically(path, "näme \udcff") == path
-    assert path.read_bytes() == "näme ?".encode()
-    assert [each.name for each in path.parent.iterdir()] == ["page.html"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = write_atomically(tmp_path / "page.html", "old")
-
-    def fail(handle):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="no space"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert [each.name for each in tmp_path.iterdir()] == ["page.html"]

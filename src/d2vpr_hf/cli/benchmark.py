@@ -90,7 +90,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 def run(options: argparse.Namespace) -> int:
     models, sizes = _models(options)
     from ..evaluation.cost import model_cost, original_count, time_models
-    from ..reports.pages import write_atomically
+    from ..files import replace_file
 
     with warnings.catch_warnings():
         # That an encoder makes descriptors depend on the batch is of no matter to what they cost.
@@ -110,7 +110,7 @@ def run(options: argparse.Namespace) -> int:
     result = _result(options, costs, times, originals)
     if options.save:
         content = json.dumps(result, indent=2, ensure_ascii=False)
-        saved = write_atomically(Path(options.save) / RESULT_FILE, content)
+        saved = replace_file(Path(options.save) / RESULT_FILE, content)
     if options.json:
         print(json.dumps(result, indent=2, ensure_ascii=False))
         return 0
@@ -143,9 +143,9 @@ def _models(options: argparse.Namespace) -> "tuple[dict[str, nn.Module], dict[st
         }
     size = tuple(options.size or (224, 224))
     sizes = dict.fromkeys(models, size)
-    for name, checkpoint in own.items():
-        models[name] = checkpoint.model
-        its_own = (checkpoint.processor.size["height"], checkpoint.processor.size["width"])
+    for name, embedder in own.items():
+        models[name] = embedder.model
+        its_own = (embedder.processor.size["height"], embedder.processor.size["width"])
         sizes[name] = size if options.size else its_own
     return models, sizes
 

@@ -51,17 +51,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    show = _nowhere if options.json else print
     own_model = options.model is not None
-    show(f"These are the answers of the checkpoint {options.model}." if own_model else FIRST_LINE)
+    if not options.json:
+        print(f"These are the answers of the checkpoint {options.model}." if own_model else FIRST_LINE)
     from ..evaluation.baselines import random_weights
-    from .demo_town import check_folder, claim_folder, locate_split, own_split, town_split, write_demo_model
+    from ..retrieval.embedder import Embedder
+    from .demo_run import check_folder, claim_folder, locate_split, own_split, town_split, write_demo_model
 
     quieten_transformers()
-    out = Path(options.out)
+    out, settings = Path(options.out), embedding_settings(options)
     # Both folders are looked at before either is written, so that a refusal leaves nothing behind.
     folder = check_folder(out / "d2vpr-demo")
-    checkpoint = open_embedder(options.model or str(write_demo_model(out / "d2vpr")), options.dim)
+    embedder = open_embedder(options.model or str(write_demo_model(out / "d2vpr")), options.dim, **settings)
     claim_folder(folder)
     notes = [] if own_model else [MODEL_NOTE]
     if options.photos is None:
@@ -74,18 +75,11 @@ def run(options: argparse.Namespace) -> int:
             f"{len(split.queries.paths)} of your photos were held out and located among the other "
             f"{len(split.database.paths)}."
         )
-    result = locate_split(
-        split,
-        folder,
-        model=checkpoint.model,
-        processor=checkpoint.processor,
-        untrained=None if own_model else random_weights(checkpoint.model),
-        notes=notes,
-        embedding=embedding_settings(options),
-    )
+    untrained = None if own_model else Embedder(random_weights(embedder.model), embedder.processor, **settings)
+    result = locate_split(split, folder, embedder, untrained=untrained, notes=notes)
     report_skipped(result.skipped)
     if options.json:
-        made = {"model": {"name": checkpoint.name}, "notes": notes}
+        made = {"model": {"name": embedder.name}, "notes": notes}
         print(json.dumps(made | result.to_json(), indent=2, ensure_ascii=False))
         return 0
     print(f"{result.queries} photos located among {result.places} others in {result.seconds:.0f} s.\n")
@@ -94,18 +88,15 @@ def run(options: argparse.Namespace) -> int:
     if result.recall:
         print(result.summary(), end="\n\n")
     else:
-        print("No coordinates are known, so nobody can say which answers are right: look at them.\n")
-    if result.unanswerable:
-        print(f"{result.unanswerable} photos have no other one within 25 m; they count as wrong.\n")
-    for text in notes:
-        print(text)
-    print()
+        print(
+            "No other photo is known to lie within 25 m of one that was located, so nobody can say which answers are "
+            "right: look at them.\n"
+        )
+    if unanswerable := result.comparison.first.queries_without_positives:
+        print(f"{unanswerable} photos have no other one within 25 m; they count as wrong.\n")
+    print(*notes, "", sep="\n")
     for kind in ("page", "pictures", "places"):
         print(f"{kind:9} {result.files[kind]}")
     if not own_model:
-        print(f'model     {checkpoint.name}/  (AutoModel.from_pretrained("{checkpoint.name}") after import d2vpr_hf)')
+        print(f'model     {embedder.name}/  (AutoModel.from_pretrained("{embedder.name}") after import d2vpr_hf)')
     return 0
-
-
-def _nowhere(text: str) -> None:
-    """Takes the place of print where stdout is for JSON."""

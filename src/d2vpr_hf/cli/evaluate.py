@@ -4,7 +4,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +11,13 @@ from .options import add_model_options, embedding_settings, open_embedder, posit
 from .parser import CommandParser, UsageError, add_command
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch.nn import Module
-
     from ..evaluation.protocol import Protocol
     from ..evaluation.results import Evaluation
-    from ..evaluation.table import Table
     from ..protocols.records import Count
-    from ..reports.pages import Entry
-    from ..reports.pictures import Match
     from ..retrieval.embedder import Embedder
 
-# Queries on the page: more make a file that browsers open slowly. Four matches and the query fill a row.
+# Queries on the page: more make a file that browsers open slowly.
 PAGE_QUERIES = 100
-PAGE_MATCHES = 4
 # The set whose labels are hidden: what counts is the file of its predictions.
 CHALLENGE = "msls-test"
 # What --against takes for scores that somebody else computed.
@@ -43,8 +35,8 @@ your own.
 
 A query whose place no database photo shows counts as a miss where the protocol says so, and the table says how many
 there are. The protocol places takes one subfolder a place: each photo is looked for among all others, and mean average
-precision (mAP) is measured too. --against compares models on the same queries: one table, with intervals of the
-differences."""
+precision (mAP) is measured too. --against compares models on the same queries: one table, with the model's recall
+minus each of theirs and how sure that is."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
@@ -120,8 +112,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     group.add_argument(
         "--save",
         metavar="DIR",
-        help="folder for results.json, gallery.html (wrong answers first) and figures.html (curves, map of errors) "
-        "(default: print only)",
+        help="folder for results.json, gallery.html (wrong answers first), figures.html (curves, map of errors) and, "
+        "with --against, comparison.json and comparison.html (default: print only)",
     )
     group.add_argument("--json", action="store_true", help="print all results as JSON (default: a table)")
     add_model_options(parser, dim_words="the index's with one as --database, else the checkpoint's own")
@@ -136,29 +128,57 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("without labels there is no score, and so nothing to print. Add --save DIR or --json.")
     # Of a folder of photos there is none.
     usual_dim = getattr(protocol.database, "dim", None)
-    checkpoint = open_embedder(options.model, options.dim, usual_dim=usual_dim)
-    settings = {
-        "ks": options.k,
-        "query_method": options.query_method,
-        "cache": options.cache,
-        **embedding_settings(options),
-    }
+    embedder = open_embedder(options.model, options.dim, usual_dim=usual_dim, **embedding_settings(options))
+    settings = {"ks": options.k, "query_method": options.query_method, "cache": options.cache}
     if options.against:
-        return _compare(options, protocol, checkpoint, settings)
+        return _compare(options, protocol, embedder, settings)
     from ..evaluation.run import evaluate_protocol
 
-    evaluation = evaluate_protocol(protocol, model=checkpoint.model, processor=checkpoint.processor, **settings)
+    evaluation = evaluate_protocol(protocol, embedder, **settings)
+    _report_skipped(evaluation)
+    saved = _save(evaluation, Path(options.save)) if options.save else []
+    _show(options, evaluation.to_json(), evaluation.table().text(), _remarks(evaluation), saved)
+    return 0
+
+
+def _compare(options: argparse.Namespace, protocol: "Protocol", embedder: "Embedder", settings: dict[str, Any]) -> int:
+    """The model first, and those of --against beside it."""
+    from ..evaluation.baselines import read_scores
+    from ..evaluation.compare import compare_models
+    from ..files import replace_file
+    from ..reports.pages import comparison_page
+
+    embedders, scores = {embedder.name: embedder}, {}
+    for name in options.against:
+        if name.startswith(SCORES):
+            address = name.removeprefix(SCORES)
+            scores[address.partition("#")[2] or address] = read_scores(address)
+        else:
+            embedders[name] = _opened(name, embedder, options)
+    comparison = compare_models(protocol, embedders, scores=scores, **settings)
+    for evaluation in comparison.evaluations.values():
+        _report_skipped(evaluation)
+    saved = []
+    if options.save:
+        page = replace_file(Path(options.save) / "comparison.html", comparison_page(comparison))
+        saved = [comparison.save(options.save), page, *_save(comparison.first, Path(options.save))]
+    _show(options, comparison.to_json(), comparison.table().text(), comparison.remarks(), saved)
+    return 0
+
+
+def _show(
+    options: argparse.Namespace, result: dict[str, Any], table: str, remarks: list[str], saved: list[Path]
+) -> None:
+    """Prints a result: as JSON, or its table with what must be known and the files that were written."""
+    if options.json:
+        print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
+    else:
+        print("\n".join([table, *remarks, *(f"written: {path}" for path in saved)]))
+
+
+def _report_skipped(evaluation: "Evaluation") -> None:
     for photos in evaluation.skipped.values():
         report_skipped(photos)
-    saved = _save(evaluation, Path(options.save)) if options.save else []
-    if options.json:
-        print(json.dumps(evaluation.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
-        return 0
-    print(_table(evaluation).text())
-    for line in _remarks(evaluation):
-        print(line)
-    _say_written(saved)
-    return 0
 
 
 def _list_protocols(options: argparse.Namespace) -> int:
@@ -171,9 +191,8 @@ def _list_protocols(options: argparse.Namespace) -> int:
 
     rows = [[record.id, record.title, words(record.database), words(record.queries)] for record in PROTOCOLS]
     if options.json:
-        print(
-            json.dumps([dict(zip(("id", "title", "database", "queries"), row, strict=True)) for row in rows], indent=2)
-        )
+        named = [dict(zip(("id", "title", "database", "queries"), row, strict=True)) for row in rows]
+        print(json.dumps(named, indent=2))
     else:
         print(Table(["protocol", "set", "database", "queries"], rows).text())
     return 0
@@ -181,14 +200,7 @@ def _list_protocols(options: argparse.Namespace) -> int:
 
 def _protocol(options: argparse.Namespace) -> "Protocol":
     """What the options name: a benchmark in its folder, or two folders of one's own; distractors in its database."""
-    from ..evaluation.protocol import with_distractors
-
-    protocol = _protocol_alone(options)
-    return with_distractors(protocol, options.distractors) if options.distractors else protocol
-
-
-def _protocol_alone(options: argparse.Namespace) -> "Protocol":
-    from ..evaluation.protocol import benchmark_protocol, folder_protocol
+    from ..evaluation.protocol import benchmark_protocol, folder_protocol, with_distractors
     from ..protocols.records import find_record
 
     free = options.database is not None or options.queries is not None
@@ -202,95 +214,37 @@ def _protocol_alone(options: argparse.Namespace) -> "Protocol":
         find_record(options.protocol)
         if options.root is None:
             raise UsageError(f"the folder of {options.protocol} is missing: d2vpr evaluate {options.protocol} ROOT.")
-        return benchmark_protocol(options.protocol, options.root)
-    if options.database is None or options.queries is None:
+        protocol = benchmark_protocol(options.protocol, options.root)
+    elif options.database is None or options.queries is None:
         raise UsageError("name a benchmark and its folder, or give --database DIR and --queries DIR.")
-    if not any(labels):
+    elif not any(labels):
         raise UsageError("say what is right: --radius-m 25, --positives positives.json, or --no-labels.")
-    return folder_protocol(
-        options.database,
-        options.queries,
-        positives=options.positives,
-        radius_m=options.radius_m,
-        labels=not options.no_labels,
-        labelled_only=options.labelled_only,
-    )
+    else:
+        protocol = folder_protocol(
+            options.database,
+            options.queries,
+            positives=options.positives,
+            radius_m=options.radius_m,
+            labels=not options.no_labels,
+            labelled_only=options.labelled_only,
+        )
+    return with_distractors(protocol, options.distractors) if options.distractors else protocol
 
 
-def _compare(
-    options: argparse.Namespace, protocol: "Protocol", checkpoint: "Embedder", settings: dict[str, Any]
-) -> int:
-    """The model first, and those of --against beside it."""
-    from ..evaluation.compare import compare_models
-    from ..evaluation.given_scores import read_scores
-    from ..reports.figures_page import comparison_page
-    from ..reports.pages import write_atomically
+def _opened(name: str, embedder: "Embedder", options: argparse.Namespace) -> "Embedder":
+    """What --against names, run as the model is; a folder of that name comes first."""
+    from ..evaluation.baselines import HUB_PEERS, is_network, open_peer, random_weights
+    from ..retrieval.embedder import Embedder
 
-    models = {checkpoint.name: (checkpoint.model, checkpoint.processor)}
-    scores = {}
-    for name in options.against:
-        if name.startswith(SCORES):
-            address = name.removeprefix(SCORES)
-            scores[address.partition("#")[2] or address] = read_scores(address)
-        else:
-            models[name] = _opened(name, checkpoint, options.trust_remote_code)
-    comparison = compare_models(protocol, models, scores=scores, **settings)
-    for evaluation in comparison.evaluations.values():
-        for photos in evaluation.skipped.values():
-            report_skipped(photos)
-    saved = []
-    if options.save:
-        page = write_atomically(Path(options.save) / "comparison.html", comparison_page(comparison))
-        saved = [comparison.save(options.save), page]
-    if options.json:
-        print(json.dumps(comparison.to_json(), indent=2, ensure_ascii=False, allow_nan=False))
-        return 0
-    print(comparison.table().text())
-    for line in comparison.remarks():
-        print(line)
-    _say_written(saved)
-    return 0
-
-
-def _opened(name: str, checkpoint: "Embedder", trust_remote_code: bool) -> "tuple[Module, Callable[..., Any]]":
-    """Model and processor of what --against names; a folder of that name comes first."""
-    from ..evaluation.baselines import HUB_PEERS, PeerModel, is_network, open_peer, random_weights
-
+    settings = embedding_settings(options)
     if not Path(name).is_dir():
         if name == "random":
-            return random_weights(checkpoint.model), checkpoint.processor
+            return Embedder(random_weights(embedder.model), embedder.processor, **settings)
         if name.startswith("hf:") or name in ("thumbnail", *HUB_PEERS) or is_network(name):
             # A module:factory is looked for here, as `python -c` does.
             sys.path.insert(0, os.getcwd())  # noqa: PTH109 - as the interpreter has it
-            peer = open_peer(name, trust_remote_code=trust_remote_code)
-            return PeerModel(peer), peer.processor
-    other = open_embedder(name)
-    return other.model, other.processor
-
-
-def _say_written(paths: "list[Path]") -> None:
-    for path in paths:
-        print(f"written: {path}")
-
-
-def _table(evaluation: "Evaluation") -> "Table":
-    """Recall at each cut-off with the counts behind it; without labels the counts alone."""
-    from ..evaluation.table import Table
-
-    counts = evaluation.counts
-    caption = f"{evaluation.model_name} (weights {evaluation.weight_hash[:8]}): {evaluation.protocol.rule}"
-    if evaluation.recall is None:
-        return Table(
-            ["", "photos"], [["database", str(counts["database"])], ["queries", str(counts["queries"])]], caption
-        )
-    rows = [
-        [f"recall@{k}", f"{100 * share:.1f} %", f"{evaluation.hits[k]} of {evaluation.queries_counted}"]
-        for k, share in evaluation.recall.items()
-    ]
-    if (precision := evaluation.mean_average_precision) is not None:
-        with_positives = counts["queries"] - evaluation.queries_without_positives
-        rows.append(["mAP", f"{100 * precision:.1f} %", f"mean of {with_positives}"])
-    return Table(["", "share", "queries"], rows, caption)
+            return open_peer(name, trust_remote_code=options.trust_remote_code, **settings)
+    return open_embedder(name, **settings)
 
 
 def _remarks(evaluation: "Evaluation") -> list[str]:
@@ -312,70 +266,22 @@ def _remarks(evaluation: "Evaluation") -> list[str]:
 
 def _save(evaluation: "Evaluation", folder: Path) -> list[Path]:
     """Writes results.json and the pages, of a challenge its predictions; returns their paths."""
+    from ..files import replace_file
     from ..protocols.open import write_predictions
-    from ..reports.figures_page import evaluation_page
-    from ..reports.pages import gallery_page, write_atomically
+    from ..reports.pages import answer_entries, evaluation_page, gallery_page
 
-    entries = _entries(evaluation)
-    total = evaluation.counts["queries_ranked"]
-    notes = _remarks(evaluation)
+    total, notes, protocol = evaluation.counts["queries_ranked"], _remarks(evaluation), evaluation.protocol
+    shown = [query for query, ranked in enumerate(evaluation.ranking) if (ranked >= 0).any()]
+    if evaluation.recall is not None:  # wrong answers first
+        shown.sort(key=lambda query: evaluation.first_hits[query] == 1)
+    entries = answer_entries(evaluation, shown[:PAGE_QUERIES])
     if len(entries) < total:
         notes.append(f"Shown are {len(entries)} of {total} queries, wrong answers first. results.json has them all.")
-    page = gallery_page("Where were these photos taken?", entries, notes=notes, tables=[_table(evaluation)])
-    saved = [evaluation.save(folder), write_atomically(folder / "gallery.html", page)]
-    protocol = evaluation.protocol
+    page = gallery_page("Where were these photos taken?", entries, notes=notes, tables=[evaluation.table()])
+    saved = [evaluation.save(folder), replace_file(folder / "gallery.html", page)]
     if evaluation.recall is not None:
-        saved.append(write_atomically(folder / "figures.html", evaluation_page(evaluation)))
+        saved.append(replace_file(folder / "figures.html", evaluation_page(evaluation)))
     elif protocol.name == CHALLENGE:
         names = {"query_names": protocol.queries.names, "database_names": evaluation.database_names}
         saved.append(write_predictions(folder / "predictions.txt", evaluation.ranking, **names))
     return saved
-
-
-def _entries(evaluation: "Evaluation") -> "list[Entry]":
-    """Queries with their best matches for the page, wrong answers first."""
-    from ..reports.pages import Entry
-
-    protocol = evaluation.protocol
-    shown = [row for row, ranked in enumerate(evaluation.ranking) if (ranked >= 0).any()]
-    right = {row: _is_right(evaluation, row, evaluation.ranking[row, 0]) for row in shown}
-    shown = sorted(shown, key=lambda row: right[row] is True)[:PAGE_QUERIES]
-    entries = []
-    for row in shown:
-        matches = [_match(evaluation, row, rank) for rank in range(min(PAGE_MATCHES, evaluation.ranking.shape[1]))]
-        matches = [match for match in matches if match is not None]
-        answer = f"{protocol.queries.names[row]} looks like {matches[0].name}"
-        if protocol.positives is not None and not len(protocol.positives[row]):
-            answer += ": no database photo shows its place"
-        entries.append(Entry(protocol.queries.paths[row], protocol.queries.names[row], answer, matches, right[row]))
-    return entries
-
-
-def _is_right(evaluation: "Evaluation", query: int, place: "int | np.integer") -> bool | None:
-    positives = evaluation.protocol.positives
-    return None if positives is None else bool((positives[query] == place).any())
-
-
-def _match(evaluation: "Evaluation", query: int, rank: int) -> "Match | None":
-    """One candidate of one query; None where there are no more."""
-    from ..files import text_to_path
-    from ..photos.positions import distances_m
-    from ..reports.pictures import Match
-    from ..retrieval.index import PlaceIndex
-
-    place = int(evaluation.ranking[query, rank])
-    if place < 0:
-        return None
-    database, name = evaluation.protocol.database, evaluation.database_names[place]
-    path = text_to_path(name) if isinstance(database, PlaceIndex) else database.paths[place]
-    here, there = evaluation.protocol.queries.positions, database.positions
-    away = float(
-        distances_m(here.latitude[query], here.longitude[query], there.latitude[place], there.longitude[place])
-    )
-    return Match(
-        path,
-        Path(name).name,
-        float(evaluation.scores[query, rank]),
-        away if away == away else None,
-        right=_is_right(evaluation, query, place),
-    )

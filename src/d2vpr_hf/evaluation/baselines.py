@@ -1,13 +1,15 @@
-"""What a model is compared with: a small protocol, models of transformers and torch.hub, networks, random weights.
+"""What a model is compared with: models of transformers and torch.hub, networks, a thumbnail, random weights, scores.
 
 A peer sees photos prepared by its own processor, in the size it was trained for. What it gives is ranked as it is: by
 inner product where descriptors have length 1, else by distance.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,17 +19,22 @@ from transformers import PreTrainedModel
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.utils.generic import ModelOutput
 
-from .grey_thumbnail import ThumbnailPeer
+from ..files import path_to_text
+from ..retrieval.embedder import Embedder
 from .networks import TeacherNetwork, call_factory, is_factory
+from .protocol import Protocol, database_names
+from .results import Evaluation
+from .run import DEFAULT_KS, answers_ranked, checked_ks, scored
 
 Pooling = Literal["pooler", "mean"]
 
 NETWORK_SIDE = 224
 GEM_POWER = 3
 RANDOM_SEED = 0
+THUMBNAIL_SIDE = 16
 
 
-class Peer(Protocol):
+class Peer(typing.Protocol):
     """What the runner asks of a model; a `torch.nn.Module` that has these three is one.
 
     Attributes:
@@ -169,6 +176,39 @@ class SquashProcessor:
         return {"processor": type(self).__name__, "size": self.size, "resample": int(self.resample)}
 
 
+class ThumbnailProcessor:
+    """Makes `pixel_values` (1, 1, 16, 16): grey, of mean 0 and length 1."""
+
+    def __init__(self) -> None:
+        self.size = {"height": THUMBNAIL_SIDE, "width": THUMBNAIL_SIDE}
+
+    def __call__(self, image: Image.Image, return_tensors: str, do_resize: bool = True) -> dict[str, torch.Tensor]:
+        small = image.convert("L").resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX)
+        pixels = np.asarray(small, np.float32)
+        pixels = pixels - pixels.mean()
+        length = np.linalg.norm(pixels)
+        # A photo of one grey has length 1 too, and is at right angles to every other thumbnail.
+        pixels = pixels / length if length > 1e-3 else np.full_like(pixels, 1 / THUMBNAIL_SIDE)
+        return {"pixel_values": torch.from_numpy(pixels)[None, None]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, by which descriptors kept on disk are told apart."""
+        return {"processor": type(self).__name__, "size": self.size}
+
+
+class ThumbnailPeer:
+    """A grey thumbnail as a descriptor: what any place descriptor has to beat."""
+
+    name = "thumbnail"
+
+    def __init__(self) -> None:
+        self.processor = ThumbnailProcessor()
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """(images, 256) of thumbnails (images, 1, 16, 16)."""
+        return images.flatten(1)
+
+
 @dataclass(frozen=True)
 class HubEntry:
     """Where torch.hub finds a model, and how its authors prepare photos.
@@ -213,8 +253,8 @@ HUB_PEERS: dict[str, HubEntry] = {
 }
 
 
-def open_peer(name: str, *, pooling: Pooling = "pooler", trust_remote_code: bool = False) -> Peer:
-    """A peer by its name.
+def open_peer(name: str, *, pooling: Pooling = "pooler", trust_remote_code: bool = False, **settings: Any) -> Embedder:
+    """The embedder of a peer, by its name.
 
     Args:
         name: "hf:NAME" for an image model of transformers (a name on the Hub or a folder); "thumbnail"; one of
@@ -222,29 +262,36 @@ def open_peer(name: str, *, pooling: Pooling = "pooler", trust_remote_code: bool
             (see `NetworkPeer`), at 224 px or, as "module.path:factory@160", at another size.
         pooling: of a model of transformers (see `TransformersPeer`).
         trust_remote_code: whether code that comes with the model may run here. Every model of torch.hub is such code.
+        settings: how it runs, as `Embedder` takes them.
 
     Raises: ValueError for an unknown name, a function that can't be found or returns no network, or a torch.hub model
         without `trust_remote_code`.
     """
     if name.startswith("hf:"):
-        return transformers_peer(name.removeprefix("hf:"), pooling=pooling, trust_remote_code=trust_remote_code)
-    if name == "thumbnail":
-        return ThumbnailPeer()
-    if is_network(name):
+        peer = transformers_peer(name.removeprefix("hf:"), pooling=pooling, trust_remote_code=trust_remote_code)
+    elif name == "thumbnail":
+        peer = ThumbnailPeer()
+    elif is_network(name):
         factory, _, side = name.partition("@")
-        return NetworkPeer(call_factory(factory, "peer"), int(side or NETWORK_SIDE))
-    if name not in HUB_PEERS:
+        peer = NetworkPeer(call_factory(factory, "peer"), int(side or NETWORK_SIDE))
+    elif name not in HUB_PEERS:
         raise ValueError(
             f"{name!r} is no peer. Known are thumbnail, {', '.join(HUB_PEERS)}, hf:NAME for any image model of "
             "transformers, such as hf:facebook/dinov2-small, and module.path:factory for a network of your own."
         )
-    entry = HUB_PEERS[name]
-    if not trust_remote_code:
+    elif not trust_remote_code:
         raise ValueError(
-            f"{name} is code of github.com/{entry.repository} that torch.hub downloads and runs on this machine. Read "
-            "it, then give trust_remote_code=True (--trust-remote-code)."
+            f"{name} is code of github.com/{HUB_PEERS[name].repository} that torch.hub downloads and runs on this "
+            "machine. Read it, then give trust_remote_code=True (--trust-remote-code)."
         )
-    return hub_peer(name, entry)
+    else:
+        peer = hub_peer(name, HUB_PEERS[name])
+    return peer_embedder(peer, **settings)
+
+
+def peer_embedder(peer: Peer, **settings: Any) -> Embedder:
+    """The embedder of a peer; `settings` say how it runs, as `Embedder` takes them."""
+    return Embedder(PeerModel(peer), peer.processor, **settings)
 
 
 def is_network(name: str) -> bool:
@@ -290,3 +337,74 @@ def hub_peer(name: str, entry: HubEntry, *, source: Literal["github", "local"] =
     trusted = {} if source == "local" else {"trust_repo": True}
     model = torch.hub.load(entry.repository, entry.entry, source=source, **trusted, **entry.options).eval()
     return HubPeer(name, model, SquashProcessor(entry.side, entry.side, entry.resample))
+
+
+def read_scores(address: str) -> np.ndarray:
+    """(queries, database) of an .npz or .npy file of numbers.
+
+    Args:
+        address: "FILE.npz#NAME" for one array of several, or the file alone where it holds one.
+
+    Raises: FileNotFoundError; ValueError if the file holds no such array.
+    """
+    file, _, name = address.partition("#")
+    path = Path(file)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path_to_text(path)} isn't there, but scores are read from it. Give them as FILE.npz#NAME or FILE.npy."
+        )
+    try:
+        content = np.load(path, allow_pickle=False)
+        arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
+    except (ValueError, OSError) as error:
+        raise ValueError(
+            f"{path_to_text(path)} can't be read as numbers ({error}). Give a .npy or .npz file of scores (queries, "
+            "database)."
+        ) from error
+    if not name and len(arrays) == 1:
+        return next(iter(arrays.values()))
+    if name not in arrays:
+        raise ValueError(
+            f"{path_to_text(path)} holds {', '.join(arrays)}, but {name or 'no name'} is asked for. Name one of them: "
+            f"{path_to_text(path)}#{next(iter(arrays))}."
+        )
+    return arrays[name]
+
+
+def evaluate_scores(protocol: Protocol, scores: np.ndarray, *, name: str, ks: Sequence[int] = DEFAULT_KS) -> Evaluation:
+    """What a matrix of scores gives on a protocol, ranked as a model's scores are.
+
+    Args:
+        protocol: with labels or without.
+        scores: (queries, database) in the protocol's order, the higher the more alike. Of equal scores the lower row
+            comes first.
+        name: for tables.
+        ks: cut-offs of recall@k.
+
+    Raises: ValueError if the matrix has another shape or holds what is no finite number.
+    """
+    names, ks, scores = database_names(protocol.database), checked_ks(ks), np.asarray(scores)
+    expected = (len(protocol.queries.paths), len(names))
+    if scores.shape != expected or scores.dtype.kind not in "fiu" or not np.isfinite(scores).all():
+        raise ValueError(
+            f"{name} has scores of shape {scores.shape} and type {scores.dtype}, but {protocol.name} needs {expected} "
+            "(queries, database) finite numbers. Give those of this protocol, in the order of its photos."
+        )
+    ranking = np.argsort(-scores.astype(np.float64), axis=1, kind="stable")[:, : answers_ranked(protocol, ks)]
+    return scored(
+        protocol,
+        np.take_along_axis(scores, ranking, axis=1).astype(np.float32),
+        ranking,
+        model=(name, hashlib.sha256(np.ascontiguousarray(scores).tobytes()).hexdigest()),
+        settings={
+            "k": ks,
+            "query_method": "given scores",
+            "metric": "given scores",
+            "batch_size": None,
+            "batch_rule": "scores as given, from no photo",
+            "dtype": str(scores.dtype),
+            "device": None,
+            "dim": None,
+            "image_size": None,
+        },
+    )

@@ -1,12 +1,13 @@
 """Networks of any making, by the Python function that returns one: teachers in training, peers in a comparison."""
 
-import difflib
 import inspect
 import re
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+
+from ..messages import did_you_mean
 
 _FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
@@ -55,8 +56,7 @@ def call_factory(name: str, role: str) -> TeacherNetwork:
         ) from error
     if not hasattr(module, attribute):
         names = [known for known, value in vars(module).items() if inspect.isroutine(value)]
-        near = difflib.get_close_matches(attribute, names, n=1)
-        meant = f" Did you mean {near[0]}?" if near else " Name a function of that module."
+        meant = did_you_mean(attribute, names) or " Name a function of that module."
         raise ValueError(f"The {role} {name} can't be opened: {path} has no {attribute}.{meant}")
     network = getattr(module, attribute)()
     return checked_network(network, role, f"{name} returned a {type(network).__name__}")
@@ -72,7 +72,7 @@ def checked_network(network: Any, role: str, what: str) -> TeacherNetwork:
     """
     if not isinstance(network, TeacherNetwork) or not isinstance(network.width, int):
         raise ValueError(
-            f"{what}, but a {role} needs the attributes name (a text) and width (a whole number) and the method "
+            f"{what}, but a {role} needs the attributes name (a text) and width (an integer) and the method "
             "feature_map (see TeacherNetwork). Add what is missing."
         )
     return network

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -39,8 +39,10 @@ class Protocol:
         rule: in words, what makes a database photo a positive.
         denominator: whether queries without positives count as misses ("all") or don't count ("with_positives").
         notes: what people must know to judge the figures, one sentence each, such as counts that nobody has verified.
-        own_rows: (queries,) for each query the database row that is the same photo and is left out of its ranking;
-            None where no query is in the database. The whole database is then ranked, for mean average precision.
+        own_rows: for each query the database rows that are the same photo and are left out of its ranking; None where
+            no query is in the database.
+        whole_database: whether the whole database is ranked, for mean average precision. Every query is then one row
+            of it.
     """
 
     name: str
@@ -50,7 +52,8 @@ class Protocol:
     rule: str
     denominator: Denominator = "all"
     notes: tuple[str, ...] = ()
-    own_rows: np.ndarray | None = None
+    own_rows: list[np.ndarray] | None = None
+    whole_database: bool = False
 
 
 def folder_protocol(
@@ -165,7 +168,7 @@ def benchmark_protocol(name: str | ProtocolFolder, root: str | Path | None = Non
         benchmark.rule,
         record.denominator,
         tuple(notes),
-        _own_rows(record, *photos),
+        **_ranked_whole(record, *photos),
     )
 
 
@@ -193,18 +196,18 @@ def dataset_protocol(benchmark: "DatasetDict", name: str | None = None) -> Proto
     if record is None:
         return Protocol(name, database, queries, positives, rule)
     notes = tuple(_count_notes(record, len(database), len(queries)))
-    own_rows = _own_rows(record, database, queries)
-    return Protocol(name, database, queries, positives, rule, record.denominator, notes, own_rows)
+    own = _ranked_whole(record, database, queries)
+    return Protocol(name, database, queries, positives, rule, record.denominator, notes, **own)
 
 
-def _own_rows(
+def _ranked_whole(
     record: ProtocolRecord, database: PhotoFolder | DatasetPhotos, queries: PhotoFolder | DatasetPhotos
-) -> np.ndarray | None:
-    """(queries,) the database row of the query itself; None where the protocol keeps the two apart."""
+) -> dict[str, Any]:
+    """Where each photo is looked for among all others, the queries' own rows; nothing for other protocols."""
     if not record.rule.holds_queries:
-        return None
+        return {}
     row_of = {path: row for row, path in enumerate(database.paths)}
-    return np.array([row_of[path] for path in queries.paths], np.int64)
+    return {"own_rows": [np.array([row_of[path]]) for path in queries.paths], "whole_database": True}
 
 
 def _check_answerable(positives: list[np.ndarray] | None, name: str, rule: str) -> None:

@@ -1,4 +1,4 @@
-"""The six ways in which the field turns a query into descriptors and ranks the database for it.
+"""The six ways in which the field turns a query into descriptors and ranks the database for it, and what a batch does.
 
     hard_resize    squashes the query as the database is squashed (the default, and the only way for the database)
     single_query   keeps its shape: the shorter side gets the model's size
@@ -11,29 +11,30 @@ Source: deep visual geo-localization benchmark (Berton et al., CVPR 2022).
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ..retrieval.embedder import Embedder
 from ..retrieval.similarity import Metric, distance_scores
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 QueryMethod = Literal["hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting"]
-QUERY_METHODS: tuple[QueryMethod, ...] = (
-    "hard_resize",
-    "single_query",
-    "central_crop",
-    "five_crops",
-    "nearest_crop",
-    "maj_voting",
-)
+QUERY_METHODS: tuple[QueryMethod, ...] = get_args(QueryMethod)
 
 _CROPS = 5
 _CROP_METHODS = ("five_crops", "nearest_crop", "maj_voting")
 # What agreement of crops takes off a squared distance, and among how many of each crop's first answers it is counted.
 _VOTE_WEIGHT = 0.01
 _VOTING_RANKS = (1, 5, 10)
+_TRIED_PHOTOS = 4
+# Rounding takes a millionth off a cosine, a cross-image encoder a thousandth and more.
+_LEAST_COSINE = 0.9999
 
 Search = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
@@ -164,6 +165,35 @@ def input_size(processor: Callable[..., Any]) -> tuple[int, int]:
         f"{type(processor).__name__} doesn't say what height and width it makes (its size is "
         f"{getattr(processor, 'size', None)}), which crops need. Use query_method='hard_resize', or a processor whose "
         "size has height and width."
+    )
+
+
+def mixes_images(embedder: Embedder, photos: "list[Path] | Dataset") -> bool:
+    """Whether a descriptor depends on the other photos of its batch, which makes a result another one in other company.
+
+    The model's config says so (`cross_image_encoder`); of a model without that, the first photos are embedded alone and
+    together.
+    """
+    declared = getattr(getattr(embedder.model, "config", None), "cross_image_encoder", None)
+    if declared is not None:
+        return bool(declared)
+    few = photos[:_TRIED_PHOTOS] if isinstance(photos, list) else photos.select(range(min(_TRIED_PHOTOS, len(photos))))
+    settings = {"device": embedder.device, "workers": 1}
+    alone, together = (
+        Embedder(embedder.model, embedder.processor, batch_size=size, **settings).embed(few, progress=False).vectors
+        for size in (1, _TRIED_PHOTOS)
+    )
+    lengths = np.linalg.norm(alone, axis=1) * np.linalg.norm(together, axis=1)
+    return bool(((alone * together).sum(axis=1) < _LEAST_COSINE * lengths).any())
+
+
+def batch_rule(mixes: bool, batch_size: int) -> str:
+    """In words, what the descriptors owe to the batches."""
+    if not mixes:
+        return "each photo by itself: the batch size changes nothing"
+    return (
+        f"the model mixes the photos of a batch, here {batch_size} in the order of their names. Alone, or in another "
+        "order, they get other descriptors and another recall"
     )
 
 

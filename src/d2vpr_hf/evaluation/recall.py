@@ -1,12 +1,22 @@
-"""Scores a ranking: the share of queries whose place is among their first k answers."""
+"""Scores a ranking: the share of queries whose place is among their first k answers, and how sure that is.
+
+Intervals come from the bootstrap over queries, which are drawn as if each were independent of the others. Where many
+show one place (the crops of a panorama, the frames of a drive), the true interval is wider.
+"""
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
 import numpy as np
 
 Denominator = Literal["all", "with_positives"]
+Interval = tuple[float, float]
+
+RESAMPLES = 10_000
+SEED = 0
+LEVEL = 0.95
 
 
 def recall_at_k(
@@ -115,6 +125,145 @@ def average_precision(ranking: np.ndarray, positives: Sequence[Collection[int]])
 def count_positives(positives: Sequence[Collection[int]]) -> np.ndarray:
     """(queries,) int64 number of positives of each query."""
     return np.fromiter((len(each) for each in positives), dtype=np.int64, count=len(positives))
+
+
+def recall_intervals(first_hits: np.ndarray, ks: Sequence[int]) -> dict[int, Interval]:
+    """{k: (low, high)} as fractions: where recall@k lies in 95 % of the resamples.
+
+    Args:
+        first_hits: (queries,) rank, from 1, of the first positive of each query that counts; 0 where there is none.
+        ks: cut-offs.
+
+    Raises: ValueError if no query counts.
+    """
+    queries = _checked_count(first_hits)
+    random = np.random.default_rng(SEED)
+    # The number of hits in as many queries, drawn with replacement, is binomial: so drawn, it costs nothing more for a
+    # large benchmark than for a small one.
+    return {
+        k: _interval(random.binomial(queries, _hits(first_hits, k).mean(), RESAMPLES) / queries) for k in map(int, ks)
+    }
+
+
+def recall_differences(
+    first_hits: np.ndarray, other_first_hits: np.ndarray, ks: Sequence[int]
+) -> dict[int, tuple[float, Interval]]:
+    """{k: (difference, (low, high))}: recall@k of a model minus that of another on the same queries, as fractions.
+
+    Pairing leaves out what both have in common, so that the interval is narrower than those of the two suggest.
+
+    Args:
+        first_hits: of the model, as in `recall_intervals`.
+        other_first_hits: of the other, for the same queries in the same order.
+        ks: cut-offs.
+
+    Raises: ValueError if no query counts, or if the two have different numbers of them.
+    """
+    queries = _checked_count(first_hits)
+    if len(other_first_hits) != queries:
+        raise ValueError(
+            f"The two models answered {queries} and {len(other_first_hits)} queries, but a paired difference needs "
+            "the same ones. Evaluate both on one protocol."
+        )
+    random = np.random.default_rng(SEED)
+    differences = {}
+    for k in map(int, ks):
+        ours, theirs = _hits(first_hits, k), _hits(other_first_hits, k)
+        # Resampled pairs: only those on which the two disagree move the difference.
+        shares = [(theirs & ~ours).mean(), (ours & ~theirs).mean()]
+        worse, better, _ = random.multinomial(queries, [*shares, max(0.0, 1 - sum(shares))], RESAMPLES).T
+        differences[k] = float(ours.mean() - theirs.mean()), _interval((better - worse) / queries)
+    return differences
+
+
+@dataclass(frozen=True)
+class PrecisionRecall:
+    """Precision and recall of the best answers whose score is at least a threshold.
+
+    Attributes:
+        thresholds: (points,) falling scores; at each, all queries whose best answer scores at least so much are
+            accepted.
+        precision: (points,) share of the accepted queries whose best answer is right.
+        recall: (points,) share of the queries with positives that are accepted and right.
+        area: under the curve, as the sum of the steps in recall, each times the precision reached there (average
+            precision; without interpolation, which would flatter).
+        recall_at_full_precision: the largest recall while no accepted answer is wrong; 0 where the answer with the best
+            score is.
+    """
+
+    thresholds: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    area: float
+    recall_at_full_precision: float
+
+
+def precision_recall(scores: np.ndarray, right: np.ndarray, with_positives: int) -> PrecisionRecall:
+    """The precision-recall curve over the score of each query's best answer.
+
+    An answer to a query without positives is wrong whenever it is accepted. A query without any answer (score nan) is
+    never accepted.
+
+    Args:
+        scores: (queries,) of the best answers.
+        right: (queries,) bool, whether the best answer is a positive.
+        with_positives: queries that have a positive, by which recall is divided.
+
+    Raises: ValueError if no query has a positive.
+    """
+    if with_positives < 1:
+        raise ValueError("No query has a positive, so that recall means nothing. Give a protocol with positives.")
+    answered = ~np.isnan(scores)
+    scores, right = scores[answered], right[answered]
+    order = np.argsort(-scores, kind="stable")
+    scores, right = scores[order], right[order]
+    # Equal scores are accepted together: a point stands where the next score is lower.
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True)) if len(scores) else np.empty(0, np.int64)
+    found = np.cumsum(right)[last]
+    precision, recall = found / (last + 1), found / with_positives
+    full = recall[precision == 1]
+    return PrecisionRecall(
+        thresholds=scores[last],
+        precision=precision,
+        recall=recall,
+        area=float((np.diff(recall, prepend=0) * precision).sum()),
+        recall_at_full_precision=float(full.max(initial=0)),
+    )
+
+
+def evenly_spread(count: int, most: int) -> np.ndarray:
+    """Numbers of at most so many of `count` things, evenly spread from the first to the last."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
+
+
+def chance_recall(positives: Sequence[Collection[int]], photos: int, ks: Sequence[int]) -> dict[int, float]:
+    """Recall@k to expect of a ranking drawn at random, for each k.
+
+    A query with p positives among n photos is missed by k random answers with the probability
+    (n - p) / n * (n - p - 1) / (n - 1) * ..., k factors.
+    """
+    counts = count_positives(positives).astype(np.float64)
+    misses = {}
+    for k in ks:
+        steps = np.arange(min(k, photos))
+        factors = np.clip(photos - counts[:, None] - steps, 0, None) / (photos - steps)
+        misses[k] = factors.prod(axis=1)
+    return {k: float(1 - missed.mean()) for k, missed in misses.items()}
+
+
+def _hits(first_hits: np.ndarray, k: int) -> np.ndarray:
+    return (first_hits > 0) & (first_hits <= k)
+
+
+def _interval(values: np.ndarray) -> Interval:
+    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
+def _checked_count(first_hits: np.ndarray) -> int:
+    if not len(first_hits):
+        raise ValueError("No query counts, so that there is no recall. Give at least one query that does.")
+    return len(first_hits)
 
 
 def _flatten_positives(positives: Sequence[Collection[int]]) -> np.ndarray:

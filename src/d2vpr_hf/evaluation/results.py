@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 
 from ..files import replace_file
-from . import intervals
-from .intervals import Interval, recall_intervals
-from .precision_recall import PrecisionRecall, precision_recall
+from ..messages import percent
+from . import recall as scoring
 from .protocol import Protocol
-from .recall import average_precision, count_positives, first_hits
+from .table import Table
 
 RESULTS_FILE = "results.json"
 
@@ -71,19 +70,20 @@ class Evaluation:
     def queries_without_positives(self) -> int | None:
         """Number of queries that nothing in the database answers; None without labels."""
         positives = self.protocol.positives
-        return None if positives is None else int((count_positives(positives) == 0).sum())
+        return None if positives is None else int((scoring.count_positives(positives) == 0).sum())
 
     @cached_property
     def first_hits(self) -> np.ndarray | None:
         """(queries,) rank, from 1, of each query's first right answer; 0 where there is none. None without labels."""
-        return None if self.protocol.positives is None else first_hits(self.ranking, self.protocol.positives)
+        positives = self.protocol.positives
+        return None if positives is None else scoring.first_hits(self.ranking, positives)
 
     @cached_property
     def counted(self) -> np.ndarray | None:
         """(queries,) bool: which queries recall is divided by; None without labels."""
         if self.protocol.positives is None:
             return None
-        return (count_positives(self.protocol.positives) > 0) | (self.protocol.denominator == "all")
+        return (scoring.count_positives(self.protocol.positives) > 0) | (self.protocol.denominator == "all")
 
     @cached_property
     def hits(self) -> dict[int, int] | None:
@@ -101,9 +101,9 @@ class Evaluation:
     @cached_property
     def average_precisions(self) -> np.ndarray | None:
         """(queries,) of each query, nan without positives; None where the protocol doesn't rank the whole database."""
-        if self.protocol.own_rows is None or self.protocol.positives is None:
+        if not self.protocol.whole_database or self.protocol.positives is None:
             return None
-        return average_precision(self.ranking, self.protocol.positives)
+        return scoring.average_precision(self.ranking, self.protocol.positives)
 
     @property
     def mean_average_precision(self) -> float | None:
@@ -111,32 +111,52 @@ class Evaluation:
         return None if self.average_precisions is None else float(np.nanmean(self.average_precisions))
 
     @cached_property
-    def intervals(self) -> dict[int, Interval] | None:
+    def intervals(self) -> dict[int, scoring.Interval] | None:
         """{k: (low, high)}: 95 % bootstrap intervals of recall; None without labels."""
-        return None if self.recall is None else recall_intervals(self.first_hits[self.counted], self.recall)
+        return None if self.recall is None else scoring.recall_intervals(self.first_hits[self.counted], self.recall)
 
     @cached_property
-    def precision_recall(self) -> PrecisionRecall | None:
+    def precision_recall(self) -> scoring.PrecisionRecall | None:
         """How well the score of the best answer tells right from wrong; None without labels."""
         if self.recall is None:
             return None
         with_positives = len(self.protocol.positives) - self.queries_without_positives
-        return precision_recall(self.scores[self.counted, 0], self.first_hits[self.counted] == 1, with_positives)
+        best, right = self.scores[self.counted, 0], self.first_hits[self.counted] == 1
+        return scoring.precision_recall(best, right, with_positives)
+
+    def table(self) -> Table:
+        """Recall at each cut-off with the counts behind it; without labels the counts alone."""
+        caption = f"{self.model_name} (weights {self.weight_hash[:8]}): {self.protocol.rule}"
+        if self.recall is None:
+            return Table(["", "photos"], [[side, str(self.counts[side])] for side in ("database", "queries")], caption)
+        rows = [
+            [f"recall@{k}", percent(share), f"{self.hits[k]} of {self.queries_counted}"]
+            for k, share in self.recall.items()
+        ]
+        if self.mean_average_precision is not None:
+            with_positives = self.counts["queries"] - self.queries_without_positives
+            rows.append(["mAP", percent(self.mean_average_precision), f"mean of {with_positives}"])
+        return Table(["", "share", "queries"], rows, caption)
 
     def to_json(self) -> dict[str, Any]:
         """Everything as one JSON object; recall as fractions, of each query its first ten answers by name."""
+        return self.summary_json() | {"ranking": [self._query_json(query) for query in range(len(self.ranking))]}
+
+    def summary_json(self) -> dict[str, Any]:
+        """`to_json` without what concerns single queries."""
+        labelled = self.recall is not None
         return {
             "protocol": self.protocol.name,
             "rule": self.protocol.rule,
             "notes": list(self.protocol.notes),
-            "denominator": None if self.recall is None else self.protocol.denominator,
-            "primary_metric": None if self.recall is None else f"recall@{min(self.recall)}",
-            "recall": None if self.recall is None else {f"recall@{k}": share for k, share in self.recall.items()},
-            "hits": None if self.recall is None else {f"hits@{k}": hits for k, hits in self.hits.items()},
+            "denominator": self.protocol.denominator if labelled else None,
+            "primary_metric": f"recall@{min(self.recall)}" if labelled else None,
+            "recall": {f"recall@{k}": share for k, share in self.recall.items()} if labelled else None,
+            "hits": {f"hits@{k}": hits for k, hits in self.hits.items()} if labelled else None,
             "queries_counted": self.queries_counted,
             "mean_average_precision": self.mean_average_precision,
-            "recall_intervals": self._intervals_json(),
-            "precision_recall": self._precision_recall_json(),
+            "recall_intervals": self._intervals_json() if labelled else None,
+            "precision_recall": self._precision_recall_json() if labelled else None,
             "counts": self.counts,
             "queries_without_positives": self.queries_without_positives,
             "skipped": {
@@ -147,40 +167,30 @@ class Evaluation:
             "settings": self.settings,
             "versions": self.versions,
             "command": self.command,
-            "ranking": [self._query_json(query) for query in range(len(self.ranking))],
         }
 
     def save(self, folder: str | Path) -> Path:
         """Path of `results.json`, written into `folder` whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / RESULTS_FILE
         content = json.dumps(self.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        # Arguments and names whose bytes are no UTF-8 become escapes, which JSON reads back as they were.
-        replace_file(path, content.encode("utf-8", "backslashreplace"))
-        return path
+        return replace_file(Path(folder) / RESULTS_FILE, content)
 
     def markdown(self) -> str:
         """The result as a small table (percent, one decimal), with what the numbers leave out below it."""
-        counts, recall = self.counts, self.recall or {}
-        precision = self.mean_average_precision
-        header = ["protocol", "model", "database", "queries", *(f"recall@{k}" for k in recall)]
-        header += [] if precision is None else ["mAP"]
-        values = [
-            self.protocol.name,
-            f"{self.model_name} ({self.weight_hash[:8]})",
+        counts, figures = self.counts, {f"recall@{k}": share for k, share in (self.recall or {}).items()}
+        if self.mean_average_precision is not None:
+            figures["mAP"] = self.mean_average_precision
+        cells = [self.protocol.name, f"{self.model_name} ({self.weight_hash[:8]})"]
+        cells += [
             f"{counts['database']:,}",
             f"{counts['queries']:,}",
-            *(f"{100 * share:.1f}" for share in recall.values()),
-            *([] if precision is None else [f"{100 * precision:.1f}"]),
+            *(f"{100 * each:.1f}" for each in figures.values()),
         ]
-        table = [header, ["---"] * len(header), values]
-        lines = [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in table]
+        table = Table(["protocol", "model", "database", "queries", *figures], [cells])
         ranges = [
             f"recall@{k} {100 * low:.1f} to {100 * high:.1f}" for k, (low, high) in (self.intervals or {}).items()
         ]
         sure = [f"95 % intervals (bootstrap over queries): {', '.join(ranges)}."] if ranges else []
-        return "\n".join([*lines, "", *sure, *self.remarks()]) + "\n"
+        return "\n".join([table.markdown(), "", *sure, *self.remarks()]) + "\n"
 
     def remarks(self) -> list[str]:
         """What must be known to judge the figures, one sentence a line."""
@@ -188,18 +198,23 @@ class Evaluation:
         if self.recall is not None:
             curve = self.precision_recall
             lines.append(
-                f"Score of the best answer: area under precision-recall {100 * curve.area:.1f} %, recall at 100 % "
-                f"precision {100 * curve.recall_at_full_precision:.1f} %."
+                f"Score of the best answer: area under precision-recall {percent(curve.area)}, recall at 100 % "
+                f"precision {percent(curve.recall_at_full_precision)}."
             )
         lines.append(f"Queries by {self.settings['query_method']}; batches: {self.settings['batch_rule']}.")
-        if self.queries_without_positives:
-            treated = "count as misses" if self.protocol.denominator == "all" else "are left out"
-            lines.append(f"Queries without positives: {self.queries_without_positives}; they {treated}.")
+        lines += self.without_positives_remark()
         for split, photos in self.skipped.items():
             if photos:
                 effect = "never an answer" if split == "database" else "counted as misses"
                 lines.append(f"Skipped {split} photos, {effect}: {len(photos)}.")
         return [*lines, *self.protocol.notes]
+
+    def without_positives_remark(self) -> list[str]:
+        """How many queries nothing answers and how they count, in a sentence; none where there are none."""
+        if not self.queries_without_positives:
+            return []
+        treated = "count as misses" if self.protocol.denominator == "all" else "are left out"
+        return [f"Queries without positives: {self.queries_without_positives}; they {treated}."]
 
     def _query_json(self, query: int) -> dict[str, Any]:
         rows, scores = self.ranking[query, :_SAVED_ANSWERS], self.scores[query, :_SAVED_ANSWERS]
@@ -215,18 +230,13 @@ class Evaluation:
             found["average_precision"] = None if np.isnan(precisions[query]) else float(precisions[query])
         return found
 
-    def _intervals_json(self) -> dict[str, Any] | None:
-        if self.recall is None:
-            return None
-        made = {"level": intervals.LEVEL, "resamples": intervals.RESAMPLES, "seed": intervals.SEED}
+    def _intervals_json(self) -> dict[str, Any]:
+        made = {"level": scoring.LEVEL, "resamples": scoring.RESAMPLES, "seed": scoring.SEED}
         return made | {f"recall@{k}": list(interval) for k, interval in self.intervals.items()}
 
-    def _precision_recall_json(self) -> dict[str, Any] | None:
+    def _precision_recall_json(self) -> dict[str, Any]:
         curve = self.precision_recall
-        if curve is None:
-            return None
-        points = len(curve.recall)
-        shown = np.linspace(0, points - 1, min(points, _SAVED_CURVE_POINTS)).round().astype(np.int64)
+        shown = scoring.evenly_spread(len(curve.recall), _SAVED_CURVE_POINTS)
         return {
             "area": curve.area,
             "recall_at_full_precision": curve.recall_at_full_precision,

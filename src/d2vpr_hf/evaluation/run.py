@@ -1,9 +1,12 @@
 """Runs an evaluation: embeds the photos of a protocol, ranks its database for each query, and scores the ranking."""
 
+import copy
+import hashlib
+import json
 import logging
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,33 +17,19 @@ import torch
 from ..files import path_to_text
 from ..photos.dataset import DatasetPhotos
 from ..photos.folder import PhotoFolder
-from ..retrieval.embedder import Descriptors, default_device, descriptor_dim, embed_images, weight_hash
+from ..retrieval.embedder import Descriptors, Embedder, default_device
 from ..retrieval.index import PlaceIndex
 from ..retrieval.nearest import nearest_rows
 from ..retrieval.pca import check_pca_source
 from ..retrieval.similarity import Metric, metric_of, rows_without_meaning
 from ..version import __version__
-from .batch_rule import batch_rule, mixes_images
-from .descriptor_cache import cache_folder
-from .protocol import Protocol, benchmark_protocol, database_names, dataset_protocol, folder_protocol, with_distractors
-from .query_methods import QueryMethod, Search, query_views, rank_views
+from .protocol import Protocol, database_names
+from .query_methods import QueryMethod, Search, batch_rule, mixes_images, query_views, rank_views
 from .recall import recall_at_k
-from .results import RESULTS_FILE, Evaluation
+from .results import Evaluation
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-__all__ = [
-    "DEFAULT_KS",
-    "RESULTS_FILE",
-    "Evaluation",
-    "Protocol",
-    "benchmark_protocol",
-    "dataset_protocol",
-    "evaluate_protocol",
-    "folder_protocol",
-    "with_distractors",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -48,20 +37,16 @@ logger = logging.getLogger(__name__)
 DEFAULT_KS = (1, 5, 10, 20, 100)
 
 _PACKAGES = ("torch", "transformers", "faiss-cpu", "numpy", "pillow")
+_NAME_DIGITS = 16
 
 
 def evaluate_protocol(
     protocol: Protocol,
+    embedder: Embedder,
     *,
-    model: torch.nn.Module,
-    processor: Any,
     ks: Sequence[int] = DEFAULT_KS,
     query_method: QueryMethod = "hard_resize",
     cache: str | Path | None = None,
-    batch_size: int = 32,
-    device: str | torch.device | None = None,
-    dtype: str = "float32",
-    workers: int | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Embeds the photos of a protocol, ranks the database for each query, and scores the ranking.
@@ -71,47 +56,42 @@ def evaluate_protocol(
     Args:
         protocol: from `folder_protocol`, `benchmark_protocol` or `dataset_protocol`. An index as its database must
             come from the same weights.
-        model: gives descriptors as `pooler_output`. Where they aren't of length 1 they are ranked by distance.
-        processor: the model's image processor.
+        embedder: of the model. Where its descriptors aren't of length 1 they are ranked by distance.
         ks: cut-offs of recall@k; the largest is the number of answers kept, or the whole database where the protocol
             has mean average precision. A k above the size of the database takes all of it.
         query_method: how a query becomes descriptors (see `query_methods`); the database is always squashed.
-        cache: folder in which descriptors are kept from run to run and read instead of being made again (see
-            `descriptor_cache`); by default none. With it the vectors stay on the disk, so that a database larger than
-            memory can be ranked. A model that mixes a batch's images can't use one, nor can photos inside of a dataset.
-        batch_size: photos at a time. The result doesn't depend on it, unless the model mixes a batch's images.
-        device: where to embed; by default where the model is, or the first GPU for a model on the CPU.
-        dtype: arithmetic under autocast; descriptors are float32 in any case.
-        workers: threads that decode; by default one for each core.
+        cache: folder in which descriptors are kept from run to run and read instead of being made again; by default
+            none. Each photo's row knows size and time of its file: one that has changed is embedded again, and an
+            interrupted evaluation goes on where it stopped. The vectors stay on the disk, so that a database larger
+            than memory can be ranked. A model that mixes a batch's images can't use one, nor can photos inside of a
+            dataset.
         progress: show a bar.
 
-    Raises: ValueError if a k isn't a whole number from 1, if the index comes from other weights, if no photo of a
+    Raises: ValueError if a k isn't an integer of at least 1, if the index comes from other weights, if no photo of a
         folder can be read, if a descriptor means nothing, if a cache is given to a model that mixes images, or if the
-            model's PCA was fitted on photos of the protocol.
+        model's PCA was fitted on photos of the protocol.
     """
-    ks = sorted({_checked_k(k) for k in ks})
-    if not ks:
-        raise ValueError("ks is empty. Give at least one cut-off, such as 1.")
-    views = query_views(query_method, processor, model)
-    _check_pca(model, protocol)
+    ks = checked_ks(ks)
+    views = query_views(query_method, embedder.processor, embedder.model)
+    _check_pca(embedder.model, protocol)
     database, queries = protocol.database, protocol.queries
-    # Named here, because the results say where the descriptors were computed.
-    device = default_device(_device_of(model)) if device is None else torch.device(device)
-    options = {"batch_size": batch_size, "device": device, "dtype": dtype, "workers": workers, "progress": progress}
-    mixes = mixes_images(model, processor, _images(queries), device)
-    embed = _Embedding(model, options, _checked_cache(cache, mixes, protocol))
+    mixes = mixes_images(embedder, _images(queries))
+    _check_cache(cache, mixes, protocol)
+
+    def embed(photos: PhotoFolder | DatasetPhotos, kind: str, view: Any) -> tuple[Descriptors, np.ndarray]:
+        return _embedded(photos, kind, _with_processor(embedder, view), cache, progress)
 
     if isinstance(database, PlaceIndex):
         # Before the queries are embedded, which may take an hour.
-        _check_same_weights(database, model)
+        _check_same_weights(database, embedder)
         skipped_database: list[tuple[str, str]] = []
         metric, search = database.metric, _searching_index(database)
     else:
-        descriptors, rows = embed(database, "database", processor)
+        descriptors, rows = embed(database, "database", embedder.processor)
         skipped_database = _skipped_in_any([descriptors], database)
         metric = metric_of(descriptors.vectors)
         search = _searching_vectors(_checked_vectors(descriptors, metric), rows, metric)
-    if protocol.own_rows is not None and isinstance(database, PhotoFolder) and views == [processor]:
+    if protocol.whole_database and isinstance(database, PhotoFolder) and views == [embedder.processor]:
         found = [_taken_from(descriptors, rows, protocol)]
     else:
         found = [embed(queries, "query", view) for view in views]
@@ -121,95 +101,145 @@ def evaluate_protocol(
     ranking = np.full((len(queries.paths), depth), -1, np.int64)
     scores = np.full(ranking.shape, np.nan, np.float32)
     scores[query_rows], ranking[query_rows] = rank_views(query_method, vectors, depth, metric, search)
-    if protocol.own_rows is not None:
-        scores, ranking = without_own(scores, ranking, protocol.own_rows)
     first = found[0][0]
-    return Evaluation(
-        protocol=protocol,
-        recall=None
-        if protocol.positives is None
-        else recall_at_k(ranking, protocol.positives, ks, protocol.denominator),
-        ranking=ranking,
-        scores=scores,
-        database_names=database_names(database),
+    return scored(
+        protocol,
+        scores,
+        ranking,
+        model=(first.model_name, first.weight_hash),
         skipped={"database": skipped_database, "queries": _skipped_in_any([each for each, _ in found], queries)},
-        model_name=first.model_name,
-        weight_hash=first.weight_hash,
         settings={
             "k": ks,
             "query_method": query_method,
             "metric": metric,
-            "batch_size": batch_size,
-            "batch_rule": batch_rule(mixes, batch_size),
-            "dtype": dtype,
-            "device": str(device),
+            "batch_size": embedder.batch_size,
+            "batch_rule": batch_rule(mixes, embedder.batch_size),
+            "dtype": embedder.dtype,
+            "device": str(_device(embedder)),
             "dim": first.vectors.shape[1],
-            "image_size": _image_size(processor),
+            "image_size": _image_size(embedder.processor),
         },
-        versions=package_versions(),
+    )
+
+
+def scored(
+    protocol: Protocol,
+    scores: np.ndarray,
+    ranking: np.ndarray,
+    *,
+    model: tuple[str, str],
+    settings: dict[str, Any],
+    skipped: dict[str, list[tuple[str, str]]] | None = None,
+) -> Evaluation:
+    """The evaluation that a ranking makes.
+
+    Args:
+        protocol: what was ranked.
+        scores, ranking: (queries, answers), of `answers_ranked` answers, the query's own photo among them.
+        model: its name and the hash of its weights.
+        settings: as `Evaluation` has them; "k" are the cut-offs.
+        skipped: as `Evaluation` has it; None for none.
+    """
+    if protocol.own_rows is not None:
+        scores, ranking = _without_own(scores, ranking, protocol.own_rows)
+    recall = None
+    if protocol.positives is not None:
+        answers = ranking.shape[1]
+        share = recall_at_k(ranking, protocol.positives, [min(k, answers) for k in settings["k"]], protocol.denominator)
+        recall = {k: share[min(k, answers)] for k in settings["k"]}
+    return Evaluation(
+        protocol=protocol,
+        recall=recall,
+        ranking=ranking,
+        scores=scores,
+        database_names=database_names(protocol.database),
+        skipped=skipped or {"database": [], "queries": []},
+        model_name=model[0],
+        weight_hash=model[1],
+        settings=settings,
+        versions={"d2vpr_hf": __version__, "python": platform.python_version()}
+        | {package: version(package) for package in _PACKAGES},
         command=list(sys.argv),
     )
 
 
 def answers_ranked(protocol: Protocol, ks: Sequence[int]) -> int:
-    """How many answers of each query are ranked: the largest k, or the whole database for average precision."""
-    if protocol.own_rows is None:
-        return max(ks)
-    return max(max(ks) + 1, len(database_names(protocol.database)))
+    """How many answers of each query are ranked: the largest k and the query's own photos, or the whole database."""
+    whole = len(database_names(protocol.database))
+    own = max((len(rows) for rows in protocol.own_rows or ()), default=0)
+    return whole if protocol.whole_database else min(max(ks) + own, whole)
 
 
-def without_own(scores: np.ndarray, ranking: np.ndarray, own_rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and ranking (queries, answers) without the row of each query itself; what follows it moves up."""
-    own = ranking == own_rows[:, None]
+def checked_ks(ks: Sequence[int]) -> list[int]:
+    """The cut-offs, rising, each once.
+
+    Raises: ValueError if there are none, or one isn't an integer of at least 1.
+    """
+    for k in ks:
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise ValueError(f"ks holds {k!r}, but a cut-off must be an integer of at least 1.")
+    if not len(ks):
+        raise ValueError("ks is empty. Give at least one cut-off, such as 1.")
+    return sorted({int(k) for k in ks})
+
+
+def _without_own(
+    scores: np.ndarray, ranking: np.ndarray, own_rows: Sequence[np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and ranking (queries, answers) without the rows of each query itself; what follows them moves up."""
+    own = np.zeros(ranking.shape, bool)
+    for query, rows in enumerate(own_rows):
+        if len(rows):
+            own[query] = np.isin(ranking[query], rows)
     scores, ranking = np.where(own, np.nan, scores), np.where(own, -1, ranking)
     order = np.argsort(own, axis=1, kind="stable")
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ranking, order, axis=1)
 
 
-def package_versions() -> dict[str, str]:
-    """Of this package, of Python, and of what a result depends on."""
-    ours = {"d2vpr_hf": __version__, "python": platform.python_version()}
-    return ours | {package: version(package) for package in _PACKAGES}
+def _embedded(
+    photos: PhotoFolder | DatasetPhotos, kind: str, embedder: Embedder, cache: str | Path | None, progress: bool
+) -> tuple[Descriptors, np.ndarray]:
+    """The descriptors, made or read from the cache, and which row of the photos each belongs to."""
+    folder = None if cache is None else _cache_folder(Path(cache), photos.paths, embedder)
+    descriptors = embedder.embed(_images(photos), folder=folder, progress=progress)
+    if not descriptors.paths:
+        path, reason = descriptors.skipped[0]
+        raise ValueError(
+            f"None of the {len(photos.paths)} {kind} photos in {photos.root} can be read ({path}: {reason}). "
+            "Give a folder with at least one photo that opens."
+        )
+    if isinstance(photos, DatasetPhotos):
+        return descriptors, np.array(descriptors.paths, np.int64)  # images that are no files go by their row
+    row_of = {path_to_text(path): row for row, path in enumerate(photos.paths)}
+    return descriptors, np.array([row_of[path] for path in descriptors.paths], np.int64)
 
 
-class _Embedding:
-    """Embeds a folder's photos, or reads from the cache what it has of them."""
+def _cache_folder(cache: Path, paths: Sequence[Path], embedder: Embedder) -> Path:
+    """The folder of the descriptors of these photos; its name says what the rows depend on."""
+    settings = _short_hash(json.dumps(embedder.processor_settings, sort_keys=True, default=str))
+    photos = _short_hash("\n".join(path_to_text(path.absolute()) for path in paths))
+    return cache / f"{embedder.weight_hash[:_NAME_DIGITS]}-{settings}-{embedder.dtype}" / photos
 
-    def __init__(self, model: torch.nn.Module, options: dict[str, Any], cache: Path | None) -> None:
-        self.model = model
-        self.options = options
-        self.cache = cache
-        self.weight_hash = None if cache is None else weight_hash(model)
 
-    def __call__(
-        self, photos: PhotoFolder | DatasetPhotos, kind: str, processor: Callable[..., Any]
-    ) -> tuple[Descriptors, np.ndarray]:
-        """The descriptors, and which row of the photos each belongs to."""
-        folder = None
-        if self.cache is not None:
-            made_by = {"weight_hash": self.weight_hash, "processor": processor, "dtype": self.options["dtype"]}
-            folder = cache_folder(self.cache, photos.paths, **made_by)
-        images = _images(photos)
-        descriptors = embed_images(images, model=self.model, processor=processor, folder=folder, **self.options)
-        if not descriptors.paths:
-            path, reason = descriptors.skipped[0]
-            raise ValueError(
-                f"None of the {len(photos.paths)} {kind} photos in {photos.root} can be read ({path}: {reason}). "
-                "Give a folder with at least one photo that opens."
-            )
-        if isinstance(photos, DatasetPhotos):
-            return descriptors, np.array(descriptors.paths, np.int64)  # images that are no files go by their row
-        row_of = {path_to_text(path): row for row, path in enumerate(photos.paths)}
-        return descriptors, np.array([row_of[path] for path in descriptors.paths], np.int64)
+def _short_hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:_NAME_DIGITS]
+
+
+def _with_processor(embedder: Embedder, processor: Any) -> Embedder:
+    """The same embedder with another processor."""
+    other = copy.copy(embedder)
+    other.processor = processor
+    return other
 
 
 def _taken_from(database: Descriptors, rows: np.ndarray, protocol: Protocol) -> tuple[Descriptors, np.ndarray]:
     """The queries' descriptors from those of the database that holds them, and which query each belongs to."""
     place = np.full(len(protocol.database.paths), -1)
     place[rows] = np.arange(len(rows))
-    found = place[protocol.own_rows]
+    own = np.array([each[0] for each in protocol.own_rows], np.int64)
+    found = place[own]
     known = np.flatnonzero(found >= 0)
-    lost = {path_to_text(protocol.database.paths[row]) for row in protocol.own_rows[found < 0].tolist()}
+    lost = {path_to_text(protocol.database.paths[row]) for row in own[found < 0].tolist()}
     skipped = [(path, reason) for path, reason in database.skipped if path in lost]
     vectors, paths = database.vectors[found[known]], [database.paths[row] for row in found[known].tolist()]
     return Descriptors(vectors, paths, skipped, database.model_name, database.weight_hash), known
@@ -286,45 +316,40 @@ def _checked_vectors(descriptors: Descriptors, metric: Metric) -> np.ndarray:
     return descriptors.vectors
 
 
-def _checked_cache(cache: str | Path | None, mixes: bool, protocol: Protocol) -> Path | None:
-    if cache is None:
-        return None
-    if mixes:
+def _check_cache(cache: str | Path | None, mixes: bool, protocol: Protocol) -> None:
+    if cache is not None and mixes:
         raise ValueError(
             f"cache is {cache}, but the model mixes the images of a batch, so that a descriptor belongs to its batch "
             "and can't be kept for another. Leave cache out, or load the model with cross_image_encoder=False."
         )
-    if isinstance(protocol.queries, DatasetPhotos) or isinstance(protocol.database, DatasetPhotos):
+    if cache is not None and any(isinstance(each, DatasetPhotos) for each in (protocol.queries, protocol.database)):
         raise ValueError(
             f"cache is {cache}, but the photos of {protocol.name} lie inside of a dataset, and descriptors are kept by "
             "file. Leave cache out, or evaluate the benchmark's own folder."
         )
-    return Path(cache)
 
 
-def _device_of(model: torch.nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _check_same_weights(index: PlaceIndex, model: torch.nn.Module) -> None:
-    if (found := weight_hash(model)) != index.weight_hash:
-        if (dim := descriptor_dim(model)) not in (0, index.dim):
-            raise ValueError(
-                f"The index holds descriptors of {index.model_name} of {index.dim} numbers, but the model gives {dim}, "
-                f"and the two can't be compared. Open the model at descriptor_dim={index.dim} (--dim) if it has a "
-                "nested head, or build a new index with `d2vpr index`."
-            )
+def _check_same_weights(index: PlaceIndex, embedder: Embedder) -> None:
+    if (found := embedder.weight_hash) == index.weight_hash:
+        return
+    if (dim := embedder.descriptor_dim) not in (0, index.dim):
         raise ValueError(
-            f"The index holds descriptors of {index.model_name} (weights {index.weight_hash[:8]}), but the model has "
-            f"the weights {found[:8]}, and the two can't be compared. Evaluate with {index.model_name}, or build a new "
-            "index with `d2vpr index`."
+            f"The index holds descriptors of {index.model_name} of {index.dim} numbers, but the model gives {dim}, "
+            f"and the two can't be compared. Open the model at descriptor_dim={index.dim} (--dim) if it has a "
+            "nested head, or build a new index with `d2vpr index`."
         )
+    raise ValueError(
+        f"The index holds descriptors of {index.model_name} (weights {index.weight_hash[:8]}), but the model has "
+        f"the weights {found[:8]}, and the two can't be compared. Evaluate with {index.model_name}, or build a new "
+        "index with `d2vpr index`."
+    )
 
 
-def _checked_k(k: int) -> int:
-    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
-        raise ValueError(f"ks holds {k!r}, but cut-offs are whole numbers from 1.")
-    return int(k)
+def _device(embedder: Embedder) -> torch.device:
+    """Where the descriptors are computed."""
+    if embedder.device is not None:
+        return torch.device(embedder.device)
+    return default_device(next((each.device for each in embedder.model.parameters()), torch.device("cpu")))
 
 
 def _image_size(processor: Any) -> dict[str, int] | None:

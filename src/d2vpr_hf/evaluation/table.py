@@ -39,3 +39,8 @@ class Table:
         ]
         rule = "  ".join("-" * width for width in widths)
         return "\n".join([*([self.caption] if self.caption else []), formatted[0], rule, *formatted[1:]])
+
+    def markdown(self) -> str:
+        """The table for a card or a README, without its caption; a bar within a cell becomes a slash."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)

@@ -109,7 +109,7 @@ def read_comparisons(
 
     Args:
         comparisons: as this module describes them, or as `Comparison.to_json` gives them with this model as the
-            baseline; or paths of either.
+            first; or paths of either.
         weight_hash: of the model that they must be of.
 
     Raises: ValueError if one is of other weights, or lacks or has a field that it must or can't. FileNotFoundError.
@@ -117,7 +117,7 @@ def read_comparisons(
     found: dict[str, dict[str, Any]] = {}
     for number, each in enumerate(comparisons, start=1):
         where, content = (f"comparison {number}", each) if isinstance(each, Mapping) else (str(each), _json(Path(each)))
-        if "results" in content and "baseline" in content:
+        if "results" in content and "differences" in content:
             content = _from_evaluations(content)
         _check_fields(where, content, *_COMPARISON)
         for field, kind in (("counts", Mapping), ("model", Mapping), ("rows", Sequence)):
@@ -164,7 +164,9 @@ def read_about(about: Mapping[str, Any] | str | Path) -> dict[str, Any]:
 
 def _from_evaluations(content: Mapping[str, Any]) -> dict[str, Any]:
     """The comparison that several evaluations on one protocol make, by their recall at the first cut-off."""
-    first = content["results"][content["baseline"]]
+    # Files of earlier versions call the first model the baseline, and their differences are the other's minus its own.
+    old = "baseline" in content
+    first = content["results"][content["baseline" if old else "model"]]
     metric = next(iter(first["recall"]))
     rows = []
     for name, each in content["results"].items():
@@ -175,9 +177,10 @@ def _from_evaluations(content: Mapping[str, Any]) -> dict[str, Any]:
             row["interval"] = each["recall_intervals"][metric]
         if name in content["differences"]:
             found = content["differences"][name][metric]
-            # There it is the other minus the baseline.
-            low, high = found["interval"]
-            row |= {"difference": -found["difference"], "difference_interval": [-high, -low]}
+            difference, (low, high) = found["difference"], found["interval"]
+            if old:
+                difference, low, high = -difference, -high, -low
+            row |= {"difference": difference, "difference_interval": [low, high]}
         rows.append(row)
     return {
         "name": content["protocol"],

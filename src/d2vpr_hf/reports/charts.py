@@ -1,27 +1,38 @@
 """Draws curves as SVG: recall@k and precision-recall of one model or several, for pages that open without a network.
 
-Colours come with dashes, because not everybody tells colours apart. Lines and text follow the page's own colours
-(`--ink`, `--faint`, `--line`) where it has them.
+Colours come with dashes, because not everybody tells colours apart. A drawing follows the reader's light or dark
+setting by itself, in a page as in a README, and the same figures give the same bytes.
 """
 
-import math
+import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import TYPE_CHECKING
 
+import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MultipleLocator, NullLocator, PercentFormatter, StrMethodFormatter
 
-from ..evaluation.intervals import recall_intervals
+from ..evaluation.recall import evenly_spread, recall_intervals
 from ..evaluation.results import Evaluation
+from ..messages import percent
+from .pictures import PALETTE, shorten
 
-_WIDTH, _HEIGHT = 720, 430
-_LEGEND_ROW = 24
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 _CURVE_POINTS = 1000
-_LEFT, _RIGHT, _TOP, _BOTTOM = 84, 34, 18, 66
+_NAME_CHARACTERS = 80
 # Okabe and Ito's colours, told apart by nearly everybody, dark enough for white and light enough for black.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a4d8", "#8c6bb1", "#7f7f7f")
-_DASHES = ("", "9 4", "2 4", "12 4 2 4", "5 3", "14 5", "2 2", "8 3 2 3")
+_DASHES = ((), (4, 2), (1, 2), (5, 2, 1, 2), (2, 1), (6, 2), (1, 1), (3, 1, 1, 1))
 _RANK_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+# Text stays text, no point of a curve is left out, and ids follow from what is drawn.
+_SVG = {"svg.fonttype": "none", "svg.hashsalt": "d2vpr", "path.simplify": False, "font.size": 11}
+_NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
 @dataclass(frozen=True)
@@ -67,9 +78,8 @@ def precision_recall_chart(evaluations: Sequence[Evaluation], names: Sequence[st
     curves = []
     for name, evaluation in zip(names or [each.model_name for each in evaluations], evaluations, strict=True):
         whole = evaluation.precision_recall
-        points = len(whole.recall)
-        shown = np.linspace(0, points - 1, min(points, _CURVE_POINTS)).round().astype(np.int64)
-        curves.append(Curve(f"{name}: area {100 * whole.area:.1f} %", whole.recall[shown], whole.precision[shown]))
+        shown = evenly_spread(len(whole.recall), _CURVE_POINTS)
+        curves.append(Curve(f"{name}: area {percent(whole.area)}", whole.recall[shown], whole.precision[shown]))
     return line_chart(curves, x_label="recall of the best answer", y_label="precision", ranks=False)
 
 
@@ -81,104 +91,70 @@ def line_chart(curves: Sequence[Curve], *, x_label: str, y_label: str, ranks: bo
         x_label, y_label: of the axes.
         ranks: whether x are ranks from 1, on a logarithmic axis, or fractions.
     """
-    floor = _floor([each for curve in curves for each in (curve.y, curve.low) if each is not None])
-    last_rank = max(2, *(int(curve.x[-1]) for curve in curves)) if ranks else 1
+    with mpl.rc_context(_SVG):
+        figure, axes = new_figure(7.2, 4.2 + 0.22 * len(curves))
+        for number, curve in enumerate(curves):
+            colour, dashes = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
+            if curve.low is not None and curve.high is not None:
+                axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.14, lw=0, gid=f"band-{number}")
+            dashed = {"dashes": dashes} if dashes else {}
+            name = shorten(curve.name, _NAME_CHARACTERS)
+            # The dot keeps a curve of a single point in sight.
+            axes.plot(curve.x, curve.y, c=colour, lw=2, marker="o", ms=5, markevery=[0], gid=f"curve-{number}",
+                      label=name, clip_on=False, **dashed)  # fmt: skip
+        floor = _floor([each for curve in curves for each in (curve.y, curve.low) if each is not None])
+        axes.set(xlabel=x_label, ylabel=y_label, ylim=(floor, 1))
+        axes.yaxis.set_major_locator(MultipleLocator({0.9: 0.02, 0.8: 0.05}.get(floor, 0.1 if floor else 0.2)))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        axes.grid(axis="y")
+        if ranks:
+            last = max(2, *(int(curve.x[-1]) for curve in curves))
+            axes.set(xscale="log", xlim=(1, last))
+            axes.xaxis.set_major_locator(FixedLocator([tick for tick in _RANK_TICKS if tick <= last]))
+            axes.xaxis.set_major_formatter(StrMethodFormatter("{x:.0f}"))
+            axes.xaxis.set_minor_locator(NullLocator())
+        else:
+            axes.set_xlim(0, 1)
+            axes.xaxis.set_major_formatter(PercentFormatter(1, 0, " %"))
+        figure.legend(loc="outside lower left", frameon=False, labelcolor=PALETTE["ink"][0], handlelength=4)
+        return to_svg(figure, f"{y_label} over {x_label}: {', '.join(curve.name for curve in curves)}")
 
-    def across(x: np.ndarray | float) -> np.ndarray:
-        share = np.log(np.maximum(x, 1)) / math.log(last_rank) if ranks else np.asarray(x, float)
-        return _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
 
-    def up(y: np.ndarray | float) -> np.ndarray:
-        return _HEIGHT - _BOTTOM - (np.asarray(y, float) - floor) / (1 - floor) * (_HEIGHT - _TOP - _BOTTOM)
+def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    """A figure of so many inches with one pair of axes, in colours that `to_svg` knows."""
+    ink, faint, line = (PALETTE[name][0] for name in ("ink", "faint", "line"))
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor=PALETTE["paper"][0])
+    axes = figure.add_subplot(facecolor=PALETTE["paper"][0])
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_color(line)
+    axes.tick_params(color=faint, labelcolor=faint, grid_color=line)
+    axes.xaxis.label.set_color(ink)
+    axes.yaxis.label.set_color(ink)
+    axes.set_axisbelow(True)
+    return figure, axes
 
-    ticks = [tick for tick in _RANK_TICKS if tick <= last_rank] if ranks else [0, 0.2, 0.4, 0.6, 0.8, 1]
-    parts = [
-        _grid(floor, up),
-        *(_x_tick(float(across(tick)), str(tick) if ranks else _percent(tick)) for tick in ticks),
-    ]
-    for number, curve in enumerate(curves):
-        parts.append(_band(curve, number, across, up))
-        parts.append(_line(curve, number, across, up))
-    parts.append(_legend(curves))
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 16}" text-anchor="middle">{escape(x_label)}</text>')
-    parts.append(
-        f'<text transform="translate(20 {(_TOP + _HEIGHT - _BOTTOM) / 2}) rotate(-90)" text-anchor="middle">'
-        f"{escape(y_label)}</text>"
-    )
-    height = _HEIGHT + _LEGEND_ROW * len(curves) + 8
-    label = escape(f"{y_label} over {x_label}: {', '.join(curve.name for curve in curves)}", quote=True)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{label}" '
-        'style="background: var(--paper, #ffffff)" font-family="system-ui, sans-serif" font-size="16" '
-        'fill="var(--ink, #1c2429)">\n' + "\n".join(part for part in parts if part) + "\n</svg>"
-    )
+
+def to_svg(figure: Figure, label: str) -> str:
+    """The figure as SVG for a page or a file of its own.
+
+    Args:
+        figure: in the light colours of `PALETTE`. Addresses (`urls`) of its parts become what a pointer shows there.
+        label: what it shows, for those who don't see it.
+    """
+    content = io.StringIO()
+    with mpl.rc_context(_SVG):
+        figure.savefig(content, format="svg", metadata=_NO_METADATA)
+    svg = content.getvalue()
+    svg = re.sub(r'<a xlink:href="([^"]*)" target="_blank">', r"<g><title>\1</title>", svg).replace("</a>", "</g>")
+    for name, (light, _) in PALETTE.items():
+        svg = svg.replace(light, f"var(--{name}, {light})")
+    light, dark = (" ".join(f"--{name}: {each[mode]};" for name, each in PALETTE.items()) for mode in (0, 1))
+    style = f"<style>svg {{ {light} }} @media (prefers-color-scheme: dark) {{ svg {{ {dark} }} }}</style>"
+    attributes, _, rest = svg[svg.index("<svg ") + len("<svg ") :].partition(">")
+    return f'<svg role="img" aria-label="{escape(label)}" {attributes}>\n{style}{rest}'
 
 
 def _floor(values: Sequence[np.ndarray]) -> float:
     """Where the vertical axis begins: at 0, or at a round number below the least value where all are high."""
     least = min((float(each.min()) for each in values if len(each)), default=0.0)
     return max((floor for floor in (0.0, 0.4, 0.6, 0.8, 0.9) if floor + 0.01 <= least), default=0.0)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
-def _grid(floor: float, up) -> str:  # noqa: ANN001 - a scale, as in line_chart
-    step = {0.9: 0.02, 0.8: 0.05}.get(floor, 0.1 if floor else 0.2)
-    lines = []
-    for number in range(round((1 - floor) / step) + 1):
-        share = floor + number * step
-        y = float(up(share))
-        lines.append(
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line, #d5dce0)"/>'
-            f'<text x="{_LEFT - 8}" y="{y + 5:.1f}" text-anchor="end" fill="var(--faint, #5b6770)">{_percent(share)}'
-            "</text>"
-        )
-    return "\n".join(lines)
-
-
-def _x_tick(x: float, text: str) -> str:
-    bottom = _HEIGHT - _BOTTOM
-    return (
-        f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 5}" stroke="var(--faint, #5b6770)"/>'
-        f'<text x="{x:.1f}" y="{bottom + 21}" text-anchor="middle" fill="var(--faint, #5b6770)">{text}</text>'
-    )
-
-
-def _points(x: np.ndarray, y: np.ndarray) -> str:
-    return " ".join(f"{each_x:.1f},{each_y:.1f}" for each_x, each_y in zip(x, y, strict=True))
-
-
-def _line(curve: Curve, number: int, across, up) -> str:  # noqa: ANN001
-    colour, dash = _COLOURS[number % len(_COLOURS)], _DASHES[number % len(_DASHES)]
-    if not len(curve.x):
-        return ""
-    dot = f'<circle cx="{float(across(curve.x[0])):.1f}" cy="{float(up(curve.y[0])):.1f}" r="4" fill="{colour}"/>'
-    return (
-        f'<polyline points="{_points(across(curve.x), up(curve.y))}" fill="none" stroke="{colour}" stroke-width="2.5" '
-        f'stroke-dasharray="{dash}" stroke-linejoin="round"/>{dot}'
-    )
-
-
-def _band(curve: Curve, number: int, across, up) -> str:  # noqa: ANN001
-    if curve.low is None or curve.high is None:
-        return ""
-    x = across(curve.x)
-    outline = f"{_points(x, up(curve.high))} {_points(x[::-1], up(curve.low[::-1]))}"
-    return f'<polygon points="{outline}" fill="{_COLOURS[number % len(_COLOURS)]}" fill-opacity="0.14"/>'
-
-
-def _legend(curves: Sequence[Curve]) -> str:
-    """Names beside their lines, below the axes, where they hide no curve."""
-    lines = []
-    for number, curve in enumerate(curves):
-        y = _HEIGHT + _LEGEND_ROW * number + 16
-        name = curve.name if len(curve.name) <= 80 else f"{curve.name[:39]}…{curve.name[-40:]}"
-        lines.append(
-            f'<line x1="{_LEFT}" x2="{_LEFT + 42}" y1="{y - 5}" y2="{y - 5}" stroke-width="2.5" '
-            f'stroke="{_COLOURS[number % len(_COLOURS)]}" stroke-dasharray="{_DASHES[number % len(_DASHES)]}"/>'
-            f'<text x="{_LEFT + 52}" y="{y}">{escape(name)}</text>'
-        )
-    return "\n".join(lines)

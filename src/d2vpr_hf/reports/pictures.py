@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,17 +14,26 @@ from ..files import text_to_path
 from ..messages import format_distance
 from ..photos.images import UnreadableImage, open_image
 
-# Told apart by people who don't see red and green too (one is bluish), and always beside the words.
-RIGHT_COLOUR = "#12805c"
-WRONG_COLOUR = "#c8322b"
-UNKNOWN_COLOUR = "#4a6785"
+if TYPE_CHECKING:
+    from ..retrieval.embedder import Embedder
+
+# Of pages and drawings, in light and in dark. Right and wrong are told apart by people who don't see red and green too
+# (one is bluish), and always stand beside the words.
+PALETTE = {
+    "paper": ("#ffffff", "#14191c"),
+    "panel": ("#f2f5f6", "#1d2428"),
+    "ink": ("#1c2429", "#e7ecee"),
+    "faint": ("#5b6770", "#9caab3"),
+    "line": ("#d5dce0", "#343f46"),
+    "right": ("#12805c", "#3fbf8f"),
+    "wrong": ("#c8322b", "#ff7468"),
+    "unknown": ("#4a6785", "#8fb0d3"),
+}
+RIGHT_COLOUR, WRONG_COLOUR, UNKNOWN_COLOUR = (PALETTE[name][0] for name in ("right", "wrong", "unknown"))
 MEDIUM_COLOUR = "#ffb000"
 SMALL_COLOUR = "#35c9ff"
 
-_PAPER = "#ffffff"
-_PANEL = "#eceff1"
-_INK = "#1c2429"
-_FAINT_INK = "#5b6770"
+_PAPER, _PANEL, _INK, _FAINT_INK = (PALETTE[name][0] for name in ("paper", "panel", "ink", "faint"))
 _TILE_WIDTH, _TILE_HEIGHT = 260, 195
 _GAP, _MARGIN, _FRAME = 18, 26, 7
 _MATCHES_PER_ROW = 5
@@ -168,6 +178,17 @@ def regions_picture(photo: Photo, region_boxes: np.ndarray, *, title: str = "") 
         draw.text((x + 44, y - 1), text, _INK, font=_font(20))
         x += 44 + round(_font(20).getlength(text)) + 36
     return page
+
+
+def region_boxes(photo: Photo, embedder: "Embedder") -> np.ndarray | None:
+    """(13, 4) where the model's regions lie on one photo, for `regions_picture`; None where they are fixed."""
+    import torch
+
+    model = embedder.model
+    with torch.no_grad():
+        inputs = embedder.processor(_open(photo), return_tensors="pt").to(next(model.parameters()).device)
+        boxes = getattr(model.float()(**inputs), "region_boxes", None)
+    return None if boxes is None else boxes[0].cpu().numpy()
 
 
 def thumbnail(photo: Photo, width: int, height: int) -> Image.Image:

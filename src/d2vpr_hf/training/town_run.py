@@ -15,12 +15,15 @@ from accelerate import PartialState
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
-from ..evaluation.run import Evaluation, benchmark_protocol, evaluate_protocol
+from ..evaluation.protocol import benchmark_protocol
+from ..evaluation.results import Evaluation
+from ..evaluation.run import evaluate_protocol
 from ..evaluation.table import Table
 from ..files import replace_file
 from ..messages import percent
 from ..models.d2vpr.configuration_d2vpr import D2VprConfig
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
+from ..retrieval.embedder import Embedder
 from ..town.make import make_town
 from .arguments import resolve_arguments
 from .launching import threads_each, threads_set
@@ -174,6 +177,6 @@ def measure(root: Path, seed: int, checkpoints: dict[str, Path]) -> dict[str, Ev
     models |= {name: AutoModel.from_pretrained(path) for name, path in checkpoints.items()}
     processor = AutoImageProcessor.from_pretrained(checkpoints["fine-tuned"])
     return {
-        name: evaluate_protocol(protocol, model=model.eval(), processor=processor, ks=KS, progress=False)
+        name: evaluate_protocol(protocol, Embedder(model.eval(), processor), ks=KS, progress=False)
         for name, model in models.items()
     }

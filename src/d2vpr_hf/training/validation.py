@@ -7,6 +7,7 @@ import torch
 
 from ..evaluation.protocol import Protocol, benchmark_protocol
 from ..evaluation.run import evaluate_protocol
+from ..retrieval.embedder import Embedder
 
 CUT_OFFS = (1, 5, 10)
 
@@ -52,15 +53,9 @@ class Validator:
         """Recall of the model as it is now; its modes and device stay as they are."""
         recalls, skipped = {}, 0
         for name, protocol in self.protocols.items():
-            evaluation = evaluate_protocol(
-                protocol,
-                model=model,
-                processor=self.processor,
-                ks=sorted({*CUT_OFFS, self.k}),
-                batch_size=self.batch_size,
-                device=next(model.parameters()).device,
-                progress=False,
-            )
+            device = next(model.parameters()).device
+            embedder = Embedder(model, self.processor, batch_size=self.batch_size, device=device)
+            evaluation = evaluate_protocol(protocol, embedder, ks=[*CUT_OFFS, self.k], progress=False)
             recalls[name] = {f"recall@{k}": share for k, share in evaluation.recall.items()}
             if evaluation.mean_average_precision is not None:
                 recalls[name]["mAP"] = evaluation.mean_average_precision
