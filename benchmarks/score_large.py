@@ -31,7 +31,7 @@ import torch
 from d2vpr_hf import Descriptors, PlaceIndex
 from d2vpr_hf.evaluation.recall import recall_at_k
 from d2vpr_hf.photos.positions import Positions, positives_within
-from d2vpr_hf.retrieval.nearest import nearest_rows
+from d2vpr_hf.retrieval.similarity import nearest_rows
 
 METRIC = Path(__file__).parents[1] / "metrics" / "recall_at_k"
 SF_XL_DATABASE, SF_XL_QUERIES = 2_805_840, 1_000

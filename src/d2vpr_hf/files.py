@@ -12,7 +12,7 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 TEMPORARY_SUFFIX = ".tmp"
-_LOCK_FILE = ".lock"
+LOCK_FILE = ".lock"
 
 
 @contextmanager
@@ -60,18 +60,14 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
     _check_free(folder, overwrite)
     draft = folder.with_name(f".{folder.name}{TEMPORARY_SUFFIX}")
     draft.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(draft / _LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise RuntimeError(f"{folder} is being written by another run. Wait for it, or name another folder.") from error
+    lock = _taken_lock(draft, folder)
     try:
         for left in draft.iterdir():
-            if left.name != _LOCK_FILE:
+            if left.name != LOCK_FILE:
                 _remove(left)
         yield draft
         for path in draft.rglob("*"):
-            if path.is_file() and path.name != _LOCK_FILE:
+            if path.is_file() and path.name != LOCK_FILE:
                 sync(path)
         _check_free(folder, overwrite)
         if folder.exists():
@@ -79,13 +75,28 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
         if os.name == "nt":  # there an open file keeps its folder from being renamed
             lock.release()
         draft.rename(folder)
-        (folder / _LOCK_FILE).unlink(missing_ok=True)
+        (folder / LOCK_FILE).unlink(missing_ok=True)
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise
     finally:
         lock.release()
     sync(folder.parent)
+
+
+@contextmanager
+def holding(folder: str | Path) -> Iterator[None]:
+    """Keeps other runs from writing a folder, which is made if it isn't there.
+
+    Raises: RuntimeError if another run holds it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = _taken_lock(folder, folder)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sync(path: Path) -> None:
@@ -124,6 +135,18 @@ def text_to_path(text: str) -> Path:
         return Path(text)
     name = re.sub(rb"\\x([89a-f][0-9a-f])", lambda hit: bytes.fromhex(hit[1].decode()), text.encode())
     return Path(os.fsdecode(name))
+
+
+def _taken_lock(place: Path, folder: Path) -> FileLock:
+    """The lock that lies in a place, for who writes a folder."""
+    lock = FileLock(place / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RuntimeError(
+            f"{folder} is being written by another run. Wait for it to end, or name another folder."
+        ) from error
+    return lock
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:

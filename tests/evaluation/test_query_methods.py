@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from d2vpr_hf.evaluation.query_methods import QUERY_METHODS, QueryView, query_views, rank_views
-from d2vpr_hf.retrieval.nearest import nearest_rows
+from d2vpr_hf.retrieval.similarity import nearest_rows
 
 
 def photo(width, height, seed=0):

@@ -13,14 +13,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.numpy import load_file
 
 from d2vpr_hf.photos.images import UnreadableImage
-from d2vpr_hf.retrieval import descriptors as descriptors_module
 from d2vpr_hf.retrieval import descriptors as parts
-from d2vpr_hf.retrieval.descriptors import DescriptorFolder
-from d2vpr_hf.retrieval.embedder import Descriptors, embed_images
-from d2vpr_hf.retrieval.row_files import DamagedRows, RowKeys, read_row_file, write_row_file
+from d2vpr_hf.retrieval.descriptors import (
+    DamagedRows,
+    DescriptorFolder,
+    Descriptors,
+    RowKeys,
+    read_rows,
+    write_rows,
+)
+from d2vpr_hf.retrieval.embedder import embed_images
 from tests.broken_photos import photo, write_broken, write_good
 
 # What the killed process runs: batches of 4, slow enough to be killed in the middle.
@@ -62,6 +66,17 @@ def photos(tmp_path):
     return folder
 
 
+def read_part(path):
+    return read_rows(path, path.with_suffix(".parquet"), verify=True)
+
+
+def made_keys(names, states=None):
+    """Keys of files that aren't there."""
+    return RowKeys(
+        names, [f"p{name}" for name in names], np.zeros((len(names), 4), np.int64) if states is None else states
+    )
+
+
 def test_a_killed_run_is_resumed_without_embedding_twice(tmp_path, run, tiny_model, tiny_processor):
     folder, out = tmp_path / "photos", tmp_path / "out"
     folder.mkdir()
@@ -76,13 +91,13 @@ def test_a_killed_run_is_resumed_without_embedding_twice(tmp_path, run, tiny_mod
         env={**os.environ, "PYTHONPATH": str(source)},
     )
     deadline = time.monotonic() + 120
-    while len(list(out.glob("parts/part-*.safetensors"))) < 2:
+    while len(list(out.glob("parts/part-*.npy"))) < 2:
         assert process.poll() is None, "the run ended before it was killed"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    held = sum(len(read_row_file(path, verify=True).keys) for path in out.glob("parts/part-*.safetensors"))
+    held = sum(len(read_part(path).keys) for path in out.glob("parts/part-*.npy"))
     assert 8 <= held < 80
     assert not (out / "descriptors.json").exists()
 
@@ -95,9 +110,8 @@ def test_a_killed_run_is_resumed_without_embedding_twice(tmp_path, run, tiny_mod
     assert len(whole.skipped) == 1
     np.testing.assert_array_equal(resumed.vectors, whole.vectors)
     assert torch.pdist(torch.tensor(whole.vectors)).min() > 1e-4
-    assert (out / "descriptors.safetensors").read_bytes() == (
-        tmp_path / "uninterrupted" / "descriptors.safetensors"
-    ).read_bytes()
+    for name in ("descriptors.npy", "images.parquet"):
+        assert (out / name).read_bytes() == (tmp_path / "uninterrupted" / name).read_bytes()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), RuntimeError("out of memory"), OSError(28, "No space left")])
@@ -175,7 +189,7 @@ def test_the_finished_folder_says_the_same_in_every_file(run, photos, tmp_path, 
     assert sorted(path.name for path in out.iterdir()) == [
         ".lock",
         "descriptors.json",
-        "descriptors.safetensors",
+        "descriptors.npy",
         "images.parquet",
     ]
     assert isinstance(descriptors.vectors, np.memmap)
@@ -184,7 +198,7 @@ def test_the_finished_folder_says_the_same_in_every_file(run, photos, tmp_path, 
     assert table["name"].tolist() == [Path(path).name for path in descriptors.paths]
     assert table["size_bytes"].tolist() == [Path(path).stat().st_size for path in descriptors.paths]
     assert table["mtime_ns"].tolist() == [Path(path).stat().st_mtime_ns for path in descriptors.paths]
-    np.testing.assert_array_equal(load_file(out / "descriptors.safetensors")["vectors"], descriptors.vectors)
+    np.testing.assert_array_equal(np.load(out / "descriptors.npy"), descriptors.vectors)
     about = json.loads((out / "descriptors.json").read_text())
     assert about["rows"] == 12
     assert about["dim"] == descriptors.vectors.shape[1]
@@ -220,8 +234,9 @@ def stop_before_joining(monkeypatch):
     monkeypatch.setattr(DescriptorFolder, "finish", ended)
 
 
+@pytest.mark.parametrize("suffix", [".npy", ".parquet"])
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "flipped", "empty"])
-def test_damaged_parts_are_embedded_again_and_told(run, photos, tmp_path, monkeypatch, caplog, damage):
+def test_damaged_parts_are_embedded_again_and_told(run, photos, tmp_path, monkeypatch, caplog, damage, suffix):
     whole = run(photos, tmp_path / "whole")
     monkeypatch.setattr(parts, "_PART_ROWS", 4)
     with monkeypatch.context() as patch:
@@ -229,16 +244,16 @@ def test_damaged_parts_are_embedded_again_and_told(run, photos, tmp_path, monkey
         with pytest.raises(KeyboardInterrupt):
             run(photos)
     assert run.embedded == 24
-    written = sorted((tmp_path / "out" / "parts").iterdir())
+    written = sorted((tmp_path / "out" / "parts").glob(f"*{suffix}"))
     assert len(written) == 3
     data = bytearray(written[1].read_bytes())
     if damage == "flipped":
-        data[len(data) // 2] ^= 1
+        data[len(data) // 2 if suffix == ".npy" else data.index(b"jpg")] ^= 1
     kinds = {"truncated": data[:-100], "garbage": b"\xff" * 1000, "flipped": data, "empty": b""}
     written[1].write_bytes(kinds[damage])
     repaired = run(photos)
     assert run.embedded == 24 + 4
-    assert written[1].name in caplog.text
+    assert written[1].stem in caplog.text
     assert "embedded again" in caplog.text
     assert repaired.paths == whole.paths
     np.testing.assert_array_equal(repaired.vectors, whole.vectors)
@@ -246,7 +261,7 @@ def test_damaged_parts_are_embedded_again_and_told(run, photos, tmp_path, monkey
 
 def test_a_damaged_finished_file_is_embedded_again_and_refused_by_load(run, photos, tmp_path):
     whole = np.array(run(photos).vectors)
-    path = tmp_path / "out" / "descriptors.safetensors"
+    path = tmp_path / "out" / "descriptors.npy"
     data = path.read_bytes()
     path.write_bytes(data[:-10])
     with pytest.raises(DamagedRows, match="damaged"):
@@ -258,11 +273,11 @@ def test_a_damaged_finished_file_is_embedded_again_and_refused_by_load(run, phot
         Descriptors.load(tmp_path / "out")
 
 
-@pytest.mark.parametrize("step", ["images.parquet", "descriptors.json", "rmtree"])
+@pytest.mark.parametrize("step", ["descriptors.json", "rmtree"])
 def test_ending_anywhere_while_joining_loses_nothing(run, photos, tmp_path, monkeypatch, step):
     run(photos)
     photo(60).save(photos / "900.jpg")
-    replace = descriptors_module.replace_file
+    replace = parts.replace_file
 
     def ended(path, *content):
         if step in (path.name, "rmtree"):
@@ -270,7 +285,7 @@ def test_ending_anywhere_while_joining_loses_nothing(run, photos, tmp_path, monk
         replace(path, *content)
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((shutil, "rmtree") if step == "rmtree" else (descriptors_module, "replace_file")), ended)
+        patch.setattr(*((shutil, "rmtree") if step == "rmtree" else (parts, "replace_file")), ended)
         with pytest.raises(KeyboardInterrupt):
             run(photos)
     if step != "rmtree":
@@ -284,7 +299,7 @@ def test_ending_anywhere_while_joining_loses_nothing(run, photos, tmp_path, monk
 def test_two_runs_at_once_are_refused_and_temporary_files_removed(run, photos, tmp_path):
     out = tmp_path / "out"
     run(photos)
-    left = [out / "descriptors.safetensors.tmp", out / "parts" / "part-000009.safetensors.tmp"]
+    left = [out / "descriptors.npy.tmp", out / "parts" / "part-000009.npy.tmp"]
     for path in left:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"half")
@@ -314,10 +329,10 @@ def test_parts_are_written_every_1024_rows_and_every_second(tmp_path, monkeypatc
     with DescriptorFolder(tmp_path, {"weight_hash": "a"}) as folder, folder.writer() as writer:
         written = []
         for number in range(60):
-            keys = RowKeys([f"{number}-{row}" for row in range(64)], ["p"] * 64, np.zeros(64, int), np.zeros(64, int))
+            keys = made_keys([f"{number}-{row}" for row in range(64)])
             writer.add(keys, np.full((64, 3), number, np.float32))
             now[0] += 0.01 if number < 40 else 0.6
-            written.append(len(list((tmp_path / "parts").iterdir())))
+            written.append(len(list((tmp_path / "parts").glob("*.npy"))))
     # 16 batches of 64 make 1024 rows: parts after batches 15 and 31. From batch 40 on they come 0.6 s apart, so a
     # second has passed at 42 (0.69 s at 41), 44, ... and 58.
     assert [written[15], written[31], written[39]] == [1, 2, 2]
@@ -328,9 +343,7 @@ def test_joining_keeps_rows_in_order_across_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(parts, "_JOIN_ROWS", 7)
     count = 50
     vectors = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
-    keys = RowKeys(
-        [f"é\n{row}" for row in range(count)], [f"p{row}" for row in range(count)], *np.arange(100).reshape(2, 50)
-    )
+    keys = made_keys([f"é\n{row}" for row in range(count)], np.arange(200).reshape(50, 4))
     order = np.random.default_rng(1).permutation(count)
     with DescriptorFolder(tmp_path, {"weight_hash": "a"}) as folder:
         for start in range(0, count, 9):
@@ -341,23 +354,62 @@ def test_joining_keeps_rows_in_order_across_blocks(tmp_path, monkeypatch):
     found, rows, _ = DescriptorFolder.read_finished(tmp_path)
     np.testing.assert_array_equal(found, vectors[order])
     assert rows.names == [keys.names[row] for row in order]
-    np.testing.assert_array_equal(rows.mtime_ns, keys.mtime_ns[order])
+    np.testing.assert_array_equal(rows.states, keys.states[order])
 
 
 def test_a_row_file_without_rows_can_be_read(tmp_path):
-    empty = RowKeys([], [], np.empty(0, np.int64), np.empty(0, np.int64))
-    checksum = write_row_file(tmp_path / "rows", {"dtype": "x"}, empty, 5, [])
-    file = read_row_file(tmp_path / "rows", verify=True)
+    paths = tmp_path / "rows.npy", tmp_path / "rows.parquet"
+    checksum = write_rows(*paths, {"dtype": "x"}, made_keys([]), 5, [])
+    file = read_rows(*paths, verify=True)
     assert file.vectors().shape == (0, 5)
     assert (file.checksum, file.about) == (checksum, {"dtype": "x"})
 
 
-def test_a_foreign_safetensors_file_is_no_rows(tmp_path):
-    from safetensors.numpy import save_file
-
-    save_file({"vectors": np.zeros((2, 2), np.float32)}, tmp_path / "other.safetensors")
+def test_foreign_files_are_no_rows(tmp_path):
+    paths = tmp_path / "other.npy", tmp_path / "other.parquet"
+    np.save(paths[0], np.zeros((2, 2), np.float32))
+    pd.DataFrame({"name": ["a", "b"]}).to_parquet(paths[1])
     with pytest.raises(DamagedRows, match="no file of descriptors"):
-        read_row_file(tmp_path / "other.safetensors", verify=False)
+        read_rows(*paths, verify=False)
+    write_rows(*paths, {}, made_keys(["a", "b"]), 2, [np.ones((2, 2), np.float32)])
+    for other in (np.ones((2, 2)), np.ones((3, 2), np.float32), np.array([["a"]] * 2, object)):
+        np.save(paths[0], other)
+        with pytest.raises(DamagedRows, match="damaged"):
+            read_rows(*paths, verify=False)
+
+
+@pytest.mark.parametrize("name", ["descriptors.safetensors", "parts/part-000001.safetensors"])
+def test_a_folder_of_an_earlier_version_is_named_as_such(run, photos, tmp_path, name):
+    path = tmp_path / "out" / name
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"rows")
+    for call in (lambda: run(photos), lambda: Descriptors.load(tmp_path / "out")):
+        with pytest.raises(ValueError, match="an earlier version of d2vpr_hf wrote descriptors.*Name another folder"):
+            call()
+    assert path.read_bytes() == b"rows"
+
+
+@pytest.mark.parametrize("step", ["vectors", "table"])
+def test_ending_between_the_two_finished_files_loses_nothing(run, photos, tmp_path, monkeypatch, step):
+    """The vectors take their place first, and are given their table by the next run."""
+    run(photos)
+    photo(60).save(photos / "900.jpg")
+    replace = Path.replace
+
+    def ended(path, target):
+        if Path(target).name == {"vectors": "descriptors.npy", "table": "images.parquet"}[step]:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", ended)
+        with pytest.raises(KeyboardInterrupt):
+            run(photos)
+    if step == "table":
+        with pytest.raises(ValueError, match="different runs"):
+            Descriptors.load(tmp_path / "out")
+    assert len(run(photos)) == 13
+    assert run.embedded == 13
 
 
 def test_strict_keeps_what_was_embedded_before(run, photos):

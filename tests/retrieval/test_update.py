@@ -95,7 +95,7 @@ def test_an_interrupted_run_goes_on_without_embedding_twice(photos, tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(PlaceIndex, "save", killed)
+        patched.setattr(PlaceIndex, "save_held", killed)
         with pytest.raises(KeyboardInterrupt):
             update(photos, places, model)
     assert model.seen == 5

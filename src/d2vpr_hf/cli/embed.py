@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     group.add_argument(
         "out",
         metavar="OUT",
-        help="folder for descriptors.safetensors (float32 rows), images.parquet (their paths) and descriptors.json",
+        help="folder for descriptors.npy (float32 rows), images.parquet (their paths) and descriptors.json",
     )
     group.add_argument(
         "--strict", action="store_true", help="stop at the first photo that can't be used (default: skip and list it)"

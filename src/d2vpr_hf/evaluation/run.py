@@ -19,9 +19,8 @@ from ..photos.dataset import DatasetPhotos
 from ..photos.folder import PhotoFolder
 from ..retrieval.embedder import Descriptors, Embedder, default_device
 from ..retrieval.index import PlaceIndex
-from ..retrieval.nearest import nearest_rows
 from ..retrieval.pca import check_pca_source
-from ..retrieval.similarity import Metric, metric_of, rows_without_meaning
+from ..retrieval.similarity import Metric, metric_of, nearest_rows, rows_without_meaning
 from ..version import __version__
 from .protocol import Protocol, database_names
 from .query_methods import QueryMethod, Search, batch_rule, mixes_images, query_views, rank_views

@@ -1,6 +1,7 @@
 """Turns photos into descriptors: decodes them ahead of the model and keeps rows and names together."""
 
 import hashlib
+import json
 import logging
 import os
 import sys
@@ -24,8 +25,7 @@ from ..models.d2vpr.image_processing_d2vpr import to_rgb
 from ..photos.dataset import ImageRows
 from ..photos.folder import list_images
 from ..photos.images import UnreadableImage, open_image
-from .descriptors import DescriptorFolder
-from .row_files import RowKeys
+from .descriptors import DescriptorFolder, Descriptors, RowKeys, file_states
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,40 +35,6 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # Batches that are decoded while a device of its own computes.
 _BATCHES_AHEAD = 3
-
-
-@dataclass
-class Descriptors:
-    """Descriptors of photos; `vectors[i]` belongs to `paths[i]`.
-
-    Attributes:
-        vectors: (rows, dim) float32; a read-only memory map if they were written to a folder.
-        paths: (rows) the photos as text (see `files.path_to_text`); of images that are no files, the
-            row number in the input.
-        skipped: (path, reason) of every image that has no row.
-        model_name: the model's name or path.
-        weight_hash: SHA-256 of its weights (see `weight_hash`).
-    """
-
-    vectors: np.ndarray
-    paths: list[str]
-    skipped: list[tuple[str, str]]
-    model_name: str
-    weight_hash: str
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> "Descriptors":
-        """The descriptors that a finished run wrote to a folder; their vectors stay on disk.
-
-        Raises: FileNotFoundError or ValueError if the folder holds no finished run, or its files don't belong
-            together.
-        """
-        vectors, rows, about = DescriptorFolder.read_finished(Path(folder))
-        skipped = [(path, reason) for path, reason in about["skipped"]]
-        return cls(vectors, list(rows.paths), skipped, about["model_name"], about["weight_hash"])
 
 
 @dataclass
@@ -192,12 +158,8 @@ class Embedder:
                 "Give paths, or leave folder out."
             )
         self._hashed = None
-        result = Descriptors(np.empty((0, self.descriptor_dim), np.float32), [], [], self.name, self.weight_hash)
         run = _Run(source, self, strict, progress)
-        if folder is None:
-            _embed_to_memory(run, result)
-        else:
-            _embed_to_folder(run, result, Path(folder))
+        result = _embed_to_memory(run) if folder is None else _embed_to_folder(run, Path(folder))
         if result.skipped:
             path, reason = result.skipped[0]
             logger.warning(
@@ -361,39 +323,42 @@ class _Run:
         return [row for row, good in zip(rows, finite, strict=True) if good], vectors[finite]
 
 
-def _embed_to_memory(run: _Run, result: Descriptors) -> None:
-    count, vectors = len(run.source.names), None
-    with _evaluating(run.embedder) as where, closing(run.batches(range(count), where)) as batches:
+def _embed_to_memory(run: _Run) -> Descriptors:
+    embedder, source = run.embedder, run.source
+    vectors, kept = np.empty((0, embedder.descriptor_dim), np.float32), []
+    about = embedder.name, embedder.weight_hash
+    with _evaluating(embedder) as where, closing(run.batches(range(len(source.names)), where)) as batches:
         for rows, found in batches:
-            if vectors is None:
-                vectors = np.empty((count, found.shape[1]), np.float32)
-            vectors[len(result.paths) : len(result.paths) + len(rows)] = found
-            result.paths += [run.source.names[row] for row in rows]
-    if vectors is not None:
-        result.vectors = vectors[: len(result.paths)]
-    result.skipped = _in_order(run)
+            if not kept:
+                vectors = np.empty((len(source.names), found.shape[1]), np.float32)
+            vectors[len(kept) : len(kept) + len(rows)] = found
+            kept += rows
+    paths = [source.names[row] for row in kept]
+    states = None if source.keys is None else source.keys.states[kept]
+    settings = embedder.processor_settings, embedder.dtype
+    return Descriptors(vectors[: len(kept)], paths, _in_order(run), *about, states, *settings)
 
 
-def _embed_to_folder(run: _Run, result: Descriptors, folder: Path) -> None:
+def _embed_to_folder(run: _Run, folder: Path) -> Descriptors:
+    embedder, keys = run.embedder, run.source.keys
     about = {
-        "model_name": result.model_name,
-        "weight_hash": result.weight_hash,
-        "processor": run.embedder.processor_settings,
-        "dtype": run.embedder.dtype,
+        "model_name": embedder.name,
+        "weight_hash": embedder.weight_hash,
+        "processor": embedder.processor_settings,
+        "dtype": embedder.dtype,
     }
     with DescriptorFolder(folder, about) as store:
-        todo = store.missing(run.source.keys)
+        todo = store.missing(keys)
         # Leaving the writer, by an error or Ctrl-C too, keeps what was embedded until then.
         with (
             store.writer() as writer,
-            _evaluating(run.embedder) as where,
+            _evaluating(embedder) as where,
             closing(run.batches(todo, where)) as batches,
         ):
             for rows, found in batches:
-                writer.add(run.source.keys[rows], found)
-        store.finish(run.source.keys, _in_order(run), result.vectors.shape[1])
-    loaded = Descriptors.load(folder)
-    result.vectors, result.paths, result.skipped = loaded.vectors, loaded.paths, loaded.skipped
+                writer.add(keys[rows], found)
+        store.finish(keys, _in_order(run), embedder.descriptor_dim)
+    return Descriptors.load(folder)
 
 
 def _in_order(run: _Run) -> list[tuple[str, str]]:
@@ -435,7 +400,11 @@ def _default_workers() -> int:
 
 def processor_settings(processor: Callable[..., Any]) -> dict[str, Any]:
     """What a processor does to an image, as it is compared and written to files."""
-    return processor.to_dict() if hasattr(processor, "to_dict") else {"processor": type(processor).__name__}
+    if not hasattr(processor, "to_dict"):
+        return {"processor": type(processor).__name__}
+    # Whether its code travels with it changes nothing in an image.
+    settings = {name: value for name, value in processor.to_dict().items() if name != "auto_map"}
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _as_images(images: Any) -> _Images:
@@ -482,4 +451,15 @@ def _files(paths: list[Path], root: Path | None = None) -> _Images:
     """Files, known again by their path below the root, or by their whole path where there is none."""
     names = [path_to_text(path) for path in paths]
     known_as = [path_to_text(path.relative_to(root) if root else path.absolute()) for path in paths]
-    return _Images(names, lambda row: open_image(paths[row]), RowKeys.of_files(known_as, names, paths))
+    keys = RowKeys(known_as, names, file_states(paths))
+
+    def load(row: int) -> Image.Image:
+        # A photo may change while others are embedded: what counts is its state when it is read.
+        before = file_states([paths[row]])
+        image = open_image(paths[row])
+        if not np.array_equal(before, file_states([paths[row]])):
+            raise UnreadableImage(names[row], "changed while it was read; run again when it is written to no more")
+        keys.states[row] = before
+        return image
+
+    return _Images(names, load, keys)

@@ -5,17 +5,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 
-from ..files import text_to_path
+from ..files import holding, text_to_path
+from ..messages import first_few
 from ..photos.positions import Positions, distances_m
-from .embedder import Descriptors
-from .index_folder import PLACES_SCHEMA, SETTINGS_FILE, read_index_folder, write_index_folder
+from .descriptors import STATE_COLUMNS, Descriptors, difference, file_states
+from .index_folder import PLACES_SCHEMA, read_index_folder, write_index_folder
 from .similarity import Metric, metric_of, rows_without_meaning
-from .stores.flat import FaissStore, VectorStore
+from .stores.base import DEFAULT_STORES, VectorStore, store_class
 from .threshold import Threshold, choose_threshold
 
 # No point is nearer than its difference in latitude; a degree of latitude is never shorter than this (110,574 m).
@@ -54,8 +55,8 @@ class PlaceIndex:
     """Places with their descriptors, searched exactly: by inner product where these have length 1, else by distance.
 
     Made by `build` or `load`. `places` is a table with one row a place, in the order of its ids: id, path, latitude,
-    longitude (degrees), easting, northing (metres), zone, south, size_bytes and mtime_ns of the file (-1 where the path
-    is no file). It is for reading: `add` and `remove` change the index.
+    longitude (degrees), easting, northing (metres), zone, south, and size_bytes, mtime_ns, ctime_ns and inode of the
+    file when it was read (-1 where the path is no file). It is for reading: `add` and `remove` change the index.
     """
 
     def __init__(
@@ -65,12 +66,16 @@ class PlaceIndex:
         *,
         model_name: str,
         weight_hash: str,
+        processor: dict[str, Any] | None = None,
+        dtype: str | None = None,
         next_id: int = 0,
         threshold: Threshold | None = None,
     ) -> None:
         self.places = places
         self.model_name = model_name
         self.weight_hash = weight_hash
+        self.processor = processor
+        self.dtype = dtype
         self._store = store
         self._next_id = next_id
         self._threshold = threshold
@@ -118,8 +123,16 @@ class PlaceIndex:
                 "index needs (rows, dim) with at least one row. Look into `descriptors.skipped`."
             )
         places = PLACES_SCHEMA.empty_table().to_pandas()
-        store = FaissStore(vectors.shape[1], metric_of(vectors))
-        index = cls(places, store, model_name=descriptors.model_name, weight_hash=descriptors.weight_hash)
+        metric = metric_of(vectors)
+        store = store_class(DEFAULT_STORES[metric])(vectors.shape[1], metric)
+        index = cls(
+            places,
+            store,
+            model_name=descriptors.model_name,
+            weight_hash=descriptors.weight_hash,
+            processor=descriptors.processor,
+            dtype=descriptors.dtype,
+        )
         index.add(descriptors, positions)
         return index
 
@@ -142,7 +155,9 @@ class PlaceIndex:
             )
         self._check_paths(paths)
         ids = np.arange(self._next_id, self._next_id + rows, dtype=np.int64)
-        size_bytes, mtime_ns = _file_states(paths)
+        states = descriptors.states
+        if states is None:
+            states = file_states([text_to_path(path) for path in paths])
         added = pd.DataFrame(
             {
                 "id": ids,
@@ -153,8 +168,7 @@ class PlaceIndex:
                 "northing": positions.northing,
                 "zone": np.asarray(positions.zone, np.int16),
                 "south": np.asarray(positions.south, bool),
-                "size_bytes": size_bytes,
-                "mtime_ns": mtime_ns,
+                **dict(zip(STATE_COLUMNS, states.T, strict=True)),
             }
         ).astype({"path": self.places["path"].dtype})
         places = pd.concat([self.places, added], ignore_index=True) if len(self.places) else added
@@ -171,7 +185,7 @@ class PlaceIndex:
         known = self.places["id"].to_numpy()
         if missing := ids[~np.isin(ids, known)].tolist():
             raise ValueError(
-                f"The index has no places with the ids {_some(missing)}. Take ids from the column id of `places`; "
+                f"The index has no places with the ids {first_few(missing)}. Take ids from the column id of `places`; "
                 "those of removed places aren't used again."
             )
         self._store.remove(ids)
@@ -220,18 +234,29 @@ class PlaceIndex:
         """
         wanted = _as_ids(ids, "ids")
         if strangers := np.setdiff1d(wanted, self.places["id"].to_numpy()).tolist():
-            raise ValueError(f"ids {_some(strangers)} aren't in the index, which holds {len(self)} places.")
+            raise ValueError(f"ids {first_few(strangers)} aren't in the index, which holds {len(self)} places.")
         return self._store.reconstruct(wanted)
 
     def save(self, folder: str | Path) -> None:
         """Write the index as one folder: vectors (FAISS), table of places (Parquet), `index.json`.
 
-        A save that is interrupted, even by `kill -9`, leaves the index that was there before whole. One process saves
-        into a folder at a time.
+        A save that is interrupted, even by `kill -9`, leaves the index that was there before whole.
+
+        Raises: RuntimeError if another run is writing the folder; NotADirectoryError if it is a file.
         """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(f"{folder} is a file, but an index is saved as a folder. Give another name.")
+        with holding(folder):
+            self.save_held(folder)
+
+    def save_held(self, folder: Path) -> None:
+        """As `save`, into a folder that the caller holds (`files.holding`)."""
         settings = {
             "model_name": self.model_name,
             "weight_hash": self.weight_hash,
+            "processor": self.processor,
+            "dtype": self.dtype,
             "store": self._store.kind,
             "dim": self.dim,
             "count": len(self),
@@ -239,7 +264,7 @@ class PlaceIndex:
             "threshold": self.threshold.score,
             "threshold_rule": self.threshold.rule,
         }
-        write_index_folder(folder, settings, self.places, self._store.write)
+        write_index_folder(folder, settings, self.places, self._store)
 
     @classmethod
     def load(cls, folder: str | Path, *, verify: bool = True) -> Self:
@@ -247,39 +272,19 @@ class PlaceIndex:
 
         Args:
             folder: what was given to `save`.
-            verify: compare the SHA-256 of the files too (about a second for every 1.5 GB), so that a single changed
-                byte is found. Truncated and mixed folders are found without.
+            verify: compare the SHA-256 of the files and look at every vector too (about a second for every 1.5 GB), so
+                that a single changed byte is found. Truncated and mixed folders are found without.
 
         Raises: FileNotFoundError if there is no index; ValueError if it is truncated, mixed or damaged.
         """
-        settings, vectors_path, places = read_index_folder(folder, verify)
-        if settings["store"] not in FaissStore.kinds:
-            raise ValueError(
-                f"{Path(folder) / SETTINGS_FILE} names a store of kind {settings['store'][:40]!r}, but this version of "
-                f"d2vpr_hf has {' and '.join(FaissStore.kinds)} alone. Update d2vpr_hf, or build the index again."
-            )
-        store = FaissStore.read(vectors_path)
-        ids = places["id"].to_numpy()
-        if store.kind != settings["store"]:
-            raise ValueError(
-                f"{vectors_path} is a store of kind {store.kind}, but {Path(folder) / SETTINGS_FILE} names "
-                f"{settings['store']}, so that the two don't belong together. Build the index again with `d2vpr index`."
-            )
-        if store.dim != settings["dim"] or not np.array_equal(store.ids(), ids):
-            raise ValueError(
-                f"{vectors_path} holds {len(store)} vectors of {store.dim} numbers, which don't belong to the "
-                f"{len(ids)} places of {settings['dim']} numbers in {folder}. Build the index again with `d2vpr index`."
-            )
-        if (np.diff(ids) <= 0).any() or (len(ids) and not 0 <= ids[0] <= ids[-1] < settings["next_id"]):
-            raise ValueError(
-                f"{folder} has ids of places that don't rise from 0 to below next_id ({settings['next_id']}). Build "
-                "the index again with `d2vpr index`."
-            )
+        settings, store, places = read_index_folder(folder, verify)
         return cls(
             places,
             store,
             model_name=settings["model_name"],
             weight_hash=settings["weight_hash"],
+            processor=settings["processor"],
+            dtype=settings["dtype"],
             next_id=settings["next_id"],
             threshold=Threshold(settings["threshold"], settings["threshold_rule"]),
         )
@@ -339,6 +344,7 @@ class PlaceIndex:
                 f"Embed the photos with {self.model_name}, or build a new index with `d2vpr index`."
             )
         else:
+            self.check_settings(queries.processor, queries.dtype)
             vectors = queries.vectors
         if vectors.ndim != 2 or vectors.shape[1] != self.dim or not np.issubdtype(vectors.dtype, np.floating):
             raise ValueError(
@@ -351,22 +357,39 @@ class PlaceIndex:
             fault = "aren't of length 1" if self.metric == "inner_product" else "are 0 throughout"
             length = np.linalg.norm(vectors[rows[0]].astype(np.float64))
             raise ValueError(
-                f"The descriptors in rows {_some(rows.tolist())} {names or ''} hold numbers that aren't finite, or "
+                f"The descriptors in rows {first_few(rows.tolist())} {names or ''} hold numbers that aren't finite, or "
                 f"{fault} (row {rows[0]} has length {length:.4g}); scores of such rows in this index, whose metric is "
                 f"{self.metric}, mean nothing. Embed these photos again with the model and processor of the others."
             )
         return vectors
+
+    def check_settings(self, processor: dict[str, Any] | None, dtype: str | None) -> None:
+        """Refuses descriptors of another processor or number type; what one of the two doesn't know isn't compared.
+
+        Raises: ValueError naming what differs.
+        """
+        pairs = {"processor": (self.processor, processor), "dtype": (self.dtype, dtype)}
+        differing = [
+            f"{name} {difference(*pair)}" for name, pair in pairs.items() if None not in pair and pair[0] != pair[1]
+        ]
+        if differing:
+            raise ValueError(
+                f"This index holds descriptors made with other settings: {', '.join(differing)}. Use the settings of "
+                "the index, or build a new one with `d2vpr index`."
+            )
 
     def _check_paths(self, paths: Sequence[str]) -> None:
         """Refuse paths that are in the index already or twice in `paths`."""
         new = pd.Series(paths, dtype=self.places["path"].dtype)
         if (twice := new.isin(self.places["path"])).any():
             raise ValueError(
-                f"The index already has {_some(new[twice].tolist())}. Remove these places first (`remove` takes their "
-                "ids), then add them again."
+                f"The index already has {first_few(new[twice].tolist())}. Remove these places first (`remove` takes "
+                "their ids), then add them again."
             )
         if (twice := new.duplicated()).any():
-            raise ValueError(f"The descriptors name {_some(new[twice].tolist())} more than once. Give each photo once.")
+            raise ValueError(
+                f"The descriptors name {first_few(new[twice].tolist())} more than once. Give each photo once."
+            )
 
 
 def _as_whole(value: int, name: str) -> int:
@@ -375,20 +398,15 @@ def _as_whole(value: int, name: str) -> int:
     except TypeError:
         whole = 0
     if whole < 1 or isinstance(value, bool):
-        raise ValueError(f"{name} is {value!r}, but must be a whole number from 1.")
+        raise ValueError(f"{name} is {value!r}, but must be an integer of at least 1.")
     return whole
 
 
 def _as_ids(ids: int | Iterable[int], name: str) -> np.ndarray:
     array = np.asarray(ids if np.isscalar(ids) or isinstance(ids, np.ndarray) else list(ids))
     if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise ValueError(f"{name} holds {array.dtype} values, but ids are whole numbers: the column id of `places`.")
+        raise ValueError(f"{name} holds {array.dtype} values, but ids are integers: the column id of `places`.")
     return array.astype(np.int64).ravel()
-
-
-def _some(names: Sequence[object]) -> str:
-    shown = ", ".join(str(name) for name in names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
 
 
 def _take(column: pd.Series, rows: np.ndarray, empty: object) -> np.ndarray:
@@ -397,15 +415,3 @@ def _take(column: pd.Series, rows: np.ndarray, empty: object) -> np.ndarray:
     taken = np.asarray(values, dtype=object if isinstance(empty, str) else np.float64).reshape(rows.shape)
     taken[rows < 0] = empty
     return taken
-
-
-def _file_states(paths: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Size in bytes and time of the last change in nanoseconds (rows,) of files; -1 where a path is no file."""
-    states = np.full((2, len(paths)), -1, np.int64)
-    for row, path in enumerate(paths):
-        try:
-            state = text_to_path(path).stat()
-        except (OSError, ValueError):  # ValueError: a null character in the name
-            continue
-        states[:, row] = state.st_size, state.st_mtime_ns
-    return states[0], states[1]

@@ -5,22 +5,27 @@ renaming it into place is the one step that turns the old index into the new. Wh
 afterwards. One process writes a folder at a time; a reader that meets a save in progress tries again.
 """
 
-import hashlib
 import json
 import math
-import os
 import re
-import secrets
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..files import hash_file, replace_file, replacing, sync
+from .similarity import rows_without_meaning
+from .stores.base import VectorStore, store_class
+
 SETTINGS_FILE = "index.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PLACES_SCHEMA = pa.schema(
     {
         "id": pa.int64(),
@@ -33,170 +38,189 @@ PLACES_SCHEMA = pa.schema(
         "south": pa.bool_(),
         "size_bytes": pa.int64(),
         "mtime_ns": pa.int64(),
+        "ctime_ns": pa.int64(),
+        "inode": pa.int64(),
     }
 )
+# What version 1 says less: nobody knows it of an index that it wrote.
+_NEW_COLUMNS = ("ctime_ns", "inode")
+_NEW_SETTINGS = {"processor": None, "dtype": None}
 
-_PAYLOADS = {"vectors": "faiss", "places": "parquet"}
-_PAYLOAD_NAME = re.compile(r"(vectors|places)-[0-9a-f]{16}\.(faiss|parquet)")
+_PAYLOADS = ("vectors", "places")
+_PAYLOAD_NAME = re.compile(r"(vectors|places)-[0-9a-f]{16}\.[a-z0-9]{1,16}")
 _UNFINISHED = ".unfinished-"
 _MAX_SETTINGS_BYTES = 1 << 20
+_MOST_ID = 2**62
+# Bytes that a place may take in memory, by its path for the most part: what says more is no table of places.
+_MOST_BYTES_A_PLACE = 1 << 16
+_READS = 20
+_PAUSE_SECONDS = 0.05
+_CHECKED_ROWS = 8192
 _REBUILD = "Build the index again with `d2vpr index`, or take it from a backup."
 
 
-def write_index_folder(
-    folder: str | Path,
-    settings: dict[str, Any],
-    places: pd.DataFrame,
-    write_vectors: Callable[[BinaryIO], None],
-) -> None:
+def write_index_folder(folder: Path, settings: dict[str, Any], places: pd.DataFrame, store: VectorStore) -> None:
     """Write an index so that a kill or a power cut at any moment leaves the old one or the new one, whole.
 
     Args:
-        folder: made if missing; files in it that aren't an index's stay as they are.
+        folder: held by the caller (`files.holding`); files in it that aren't an index's stay as they are.
         settings: what `index.json` says besides format, version and the two files.
         places: one row a place, columns as `PLACES_SCHEMA`.
-        write_vectors: writes the vectors into the open file it is given.
+        store: its vectors.
 
-    Raises: NotADirectoryError if `folder` is a file; OSError if the disk is full. The old index is whole then too.
+    Raises: OSError if the disk is full. The old index is whole then too.
     """
-    folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, but an index is saved as a folder. Give another name.")
-    folder.mkdir(parents=True, exist_ok=True)
     table = pa.Table.from_pandas(places, schema=PLACES_SCHEMA, preserve_index=False)
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer)
     files = {
-        "vectors": _write_payload(folder, "vectors", write_vectors),
-        "places": _write_payload(folder, "places", lambda file: pq.write_table(table, file)),
+        "vectors": _write_payload(folder, "vectors", store.file_suffix, store.write),
+        "places": _write_payload(folder, "places", "parquet", lambda file: file.write(buffer.getvalue())),
     }
-    _flush_names(folder)
+    sync(folder)
     content = json.dumps({"format": "d2vpr_hf index", "version": FORMAT_VERSION} | settings | files, indent=2)
-    temporary = _write_unfinished(folder, lambda file: file.write(content.encode() + b"\n"))[0]
-    temporary.replace(folder / SETTINGS_FILE)
-    _flush_names(folder)
-    _flush_names(folder.parent)
+    replace_file(folder / SETTINGS_FILE, content + "\n")
+    sync(folder.parent)
     current = {entry["file"] for entry in files.values()}
     for path in folder.iterdir():
         stale = _PAYLOAD_NAME.fullmatch(path.name) and path.name not in current
         if stale or path.name.startswith(_UNFINISHED):
-            path.unlink(missing_ok=True)
+            with suppress(PermissionError):  # where a file that a reader has open can't go, the next save removes it
+                path.unlink(missing_ok=True)
 
 
-def read_index_folder(folder: str | Path, verify: bool = True) -> tuple[dict[str, Any], Path, pd.DataFrame]:
-    """Settings, path of the vectors and table of places of an index on disk, checked.
+def read_index_folder(folder: str | Path, verify: bool = True) -> tuple[dict[str, Any], VectorStore, pd.DataFrame]:
+    """Settings, vectors and table of places of an index on disk, checked.
 
     Args:
-        verify: compare the SHA-256 of both files (about a second for every 1.5 GB). Without it their names and sizes
-            are compared, which finds a truncated or mixed folder but not a changed byte.
+        verify: compare the SHA-256 of both files and look at every vector (about a second for every 1.5 GB). Without
+            it their names, sizes and lengths are compared, which finds a truncated or mixed folder but not a changed
+            byte.
 
     Raises: FileNotFoundError if `folder` holds no index; ValueError if it is truncated, mixed, or not this format.
     """
-    folder = Path(folder)
-    settings = _read_settings(folder / SETTINGS_FILE)
-    paths = {name: _checked_payload(folder, name, settings[name], verify) for name in _PAYLOADS}
+    folder, settings = Path(folder), None
+    for _ in range(_READS):
+        before, settings = settings, read_settings(folder)
+        try:
+            places = _read_places(folder, settings, verify)
+            return settings, _read_vectors(folder, settings, places, verify), places
+        except FileNotFoundError as error:
+            missing = Path(str(error.filename)).name
+            # A save that ended in between removed what the old index.json names, and there is a new one now.
+            if settings == before:
+                time.sleep(_PAUSE_SECONDS)
+                if read_settings(folder) == settings:
+                    break
+    raise ValueError(
+        f"{folder} is incomplete: {SETTINGS_FILE} names {missing}, which isn't there. Copy the whole folder, not "
+        f"single files of it. {_REBUILD}"
+    )
+
+
+def _write_payload(folder: Path, name: str, suffix: str, write: Callable[[BinaryIO], Any]) -> dict[str, Any]:
+    unfinished = folder / f"{_UNFINISHED}{name}"
+    with replacing(unfinished) as file:
+        write(file)
+    sha256 = hash_file(unfinished)
+    path = folder / f"{name}-{sha256[:16]}.{suffix}"
+    unfinished.replace(path)
+    return {"file": path.name, "size_bytes": path.stat().st_size, "sha256": sha256}
+
+
+def _read_places(folder: Path, settings: dict[str, Any], verify: bool) -> pd.DataFrame:
+    path, count = _checked_payload(folder, settings["places"], verify), settings["count"]
+    columns = [name for name in PLACES_SCHEMA.names if settings["version"] > 1 or name not in _NEW_COLUMNS]
+    expected = pa.schema([PLACES_SCHEMA.field(name) for name in columns])
     try:
-        table = pq.read_table(paths["places"], partitioning=None)
+        metadata = pq.read_metadata(path)
+        schema, rows = metadata.schema.to_arrow_schema(), metadata.num_rows
+        size_bytes = sum(metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups))
+        if schema.names != expected.names or schema.types != expected.types:
+            raise ValueError(
+                f"{path} has the columns {_columns(schema)}, but a table of places has {_columns(expected)}. {_REBUILD}"
+            )
+        if rows != count:
+            raise ValueError(f"{path} has {rows} rows, but {SETTINGS_FILE} counts {count} places. {_REBUILD}")
+        if size_bytes > _MOST_BYTES_A_PLACE * (count + 1):
+            raise ValueError(f"{path} says that it unfolds to {size_bytes} bytes, for {count} places. {_REBUILD}")
+        # Each text once, however often a row names it: a small file may name a long one a million times.
+        with pq.ParquetFile(path, read_dictionary=["path"]) as file:
+            table = file.read()
     except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{paths['places']} can't be read as Parquet ({error}). {_REBUILD}") from error
-    if table.schema.names != PLACES_SCHEMA.names or table.schema.types != PLACES_SCHEMA.types:
-        raise ValueError(
-            f"{paths['places']} has the columns {_columns(table.schema)}, but a table of places has "
-            f"{_columns(PLACES_SCHEMA)}. {_REBUILD}"
-        )
-    if len(table) != settings["count"]:
-        raise ValueError(
-            f"{paths['places']} has {len(table)} rows, but {SETTINGS_FILE} counts {settings['count']} places. "
-            f"{_REBUILD}"
-        )
-    return settings, paths["vectors"], table.to_pandas()
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} can't be read as Parquet ({error}). {_REBUILD}") from error
+    if nulls := [name for name in columns if table[name].null_count and not pa.types.is_floating(table[name].type)]:
+        raise ValueError(f"{path} has rows without {', '.join(nulls)}. {_REBUILD}")
+    if len(pc.unique(table["path"])) < count or len(pc.unique((table := table.cast(expected))["path"])) < count:
+        raise ValueError(f"{path} names a photo more than once. {_REBUILD}")
+    places = table.to_pandas()
+    _check_places(path, places, settings["next_id"])
+    return places.assign(**{name: np.int64(-1) for name in PLACES_SCHEMA.names if name not in columns})
+
+
+def _check_places(path: Path, places: pd.DataFrame, next_id: int) -> None:
+    """Refuses numbers that no place has, before anything is counted or reserved by them."""
+    ids = places["id"].to_numpy()
+    if (np.diff(ids) <= 0).any() or (len(ids) and not 0 <= ids[0] <= ids[-1] < next_id):
+        raise ValueError(f"{path} has ids that don't rise from 0 to below next_id ({next_id}). {_REBUILD}")
+    for column, low, high in (("latitude", -90, 90), ("longitude", -180, 180), ("zone", 0, 60)):
+        values = places[column].to_numpy()
+        if len(wrong := np.flatnonzero((values < low) | (values > high))):
+            raise ValueError(
+                f"{path} gives {places['path'][wrong[0]]} the {column} {values[wrong[0]]}, but it must be within {low} "
+                f"and {high}. {_REBUILD}"
+            )
+
+
+def _read_vectors(folder: Path, settings: dict[str, Any], places: pd.DataFrame, verify: bool) -> VectorStore:
+    try:
+        kind = store_class(settings["store"])
+    except ValueError as error:
+        raise ValueError(f"{folder / SETTINGS_FILE} names {error}") from error
+    path = _checked_payload(folder, settings["vectors"], verify)
+    store = kind.read(path, settings["store"], settings["dim"], settings["count"])
+    ids = places["id"].to_numpy()
+    if not np.array_equal(store.ids(), ids):
+        raise ValueError(f"{path} has the vectors of other ids than the places in {folder}. {_REBUILD}")
+    if verify:
+        for start in range(0, len(ids), _CHECKED_ROWS):
+            some = ids[start : start + _CHECKED_ROWS]
+            if len(rows := rows_without_meaning(store.reconstruct(some), store.metric)):
+                raise ValueError(
+                    f"{path} has a vector of id {some[rows[0]]} that isn't finite, or not of the length that the "
+                    f"metric {store.metric} compares. {_REBUILD}"
+                )
+    return store
 
 
 def _columns(schema: pa.Schema) -> str:
     return ", ".join(f"{field.name} {field.type}" for field in schema)
 
 
-class _HashingFile:
-    """Passes bytes on to a file and keeps their SHA-256 and number."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.size_bytes = 0
-        self.closed = False
-
-    def write(self, data: bytes) -> int:
-        self._hash.update(data)
-        self.size_bytes += len(data)
-        self._file.write(data)
-        return len(data)
-
-    def flush(self) -> None:
-        self._file.flush()
-
-    def close(self) -> None:
-        """Leave the file open: who opened it flushes it to the disk."""
-
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-
-def _write_payload(folder: Path, name: str, write: Callable[[BinaryIO], None]) -> dict[str, Any]:
-    temporary, size_bytes, sha256 = _write_unfinished(folder, write)
-    file = f"{name}-{sha256[:16]}.{_PAYLOADS[name]}"
-    temporary.replace(folder / file)
-    return {"file": file, "size_bytes": size_bytes, "sha256": sha256}
-
-
-def _write_unfinished(folder: Path, write: Callable[[BinaryIO], None]) -> tuple[Path, int, str]:
-    """Write and flush a file under a passing name; gives its path, size and SHA-256."""
-    path = folder / f"{_UNFINISHED}{secrets.token_hex(8)}"
-    try:
-        with path.open("xb") as file:
-            hashing = _HashingFile(file)
-            write(hashing)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    return path, hashing.size_bytes, hashing.sha256()
-
-
-def _flush_names(folder: Path) -> None:
-    """Flush a folder's names to the disk, where the system can (Windows can't, and needs no such call)."""
-    if not hasattr(os, "O_DIRECTORY"):
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _checked_payload(folder: Path, name: str, entry: dict[str, Any], verify: bool) -> Path:
+def _checked_payload(folder: Path, entry: dict[str, Any], verify: bool) -> Path:
     path = folder / entry["file"]
-    if not path.is_file():
-        raise ValueError(
-            f"{folder} is incomplete: {SETTINGS_FILE} names {entry['file']}, which isn't there. Copy the whole folder, "
-            f"not single files of it. {_REBUILD}"
-        )
     size_bytes = path.stat().st_size
     if size_bytes != entry["size_bytes"]:
         raise ValueError(
             f"{path} has {size_bytes} bytes, but {SETTINGS_FILE} says {entry['size_bytes']}: it is truncated or "
             f"belongs to another index. {_REBUILD}"
         )
-    if verify:
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        if sha256 != entry["sha256"]:
-            raise ValueError(
-                f"{path} has SHA-256 {sha256[:16]}…, but {SETTINGS_FILE} says {entry['sha256'][:16]}…: its content is "
-                f"damaged or belongs to another index. {_REBUILD}"
-            )
+    if verify and (sha256 := hash_file(path)) != entry["sha256"]:
+        raise ValueError(
+            f"{path} has SHA-256 {sha256[:16]}…, but {SETTINGS_FILE} says {entry['sha256'][:16]}…: its content is "
+            f"damaged or belongs to another index. {_REBUILD}"
+        )
     return path
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
+def read_settings(folder: Path) -> dict[str, Any]:
+    """What `index.json` says, checked; of an index of version 1 what it didn't say is None.
+
+    Raises: FileNotFoundError if there is none; ValueError if it isn't one.
+    """
+    path = folder / SETTINGS_FILE
     if not path.is_file():
         raise FileNotFoundError(
             f"{path.parent} holds no index: there is no {path.name} in it. Make one with "
@@ -212,11 +236,13 @@ def _read_settings(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} isn't JSON ({error}): it is truncated or was changed. {_REBUILD}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} holds a JSON {type(settings).__name__}, but must hold an object. {_REBUILD}")
-    if settings.get("version") != FORMAT_VERSION:
+    if settings.get("version") not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"{path} has version {settings.get('version')!r}, but this version of d2vpr_hf reads version "
+            f"{path} has version {settings.get('version')!r}, but this version of d2vpr_hf reads the versions 1 to "
             f"{FORMAT_VERSION}. Update d2vpr_hf, or build the index again with `d2vpr index`."
         )
+    if settings["version"] == 1:
+        settings = _NEW_SETTINGS | settings
     for field, (expected, valid) in _SETTINGS.items():
         _check_field(path, field, settings, expected, valid)
     for name in _PAYLOADS:
@@ -236,7 +262,7 @@ def _check_field(
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**62
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_ID
 
 
 def _is_score(value: Any) -> bool:
@@ -244,16 +270,18 @@ def _is_score(value: Any) -> bool:
 
 
 _TEXT = "a text", lambda value: isinstance(value, str)
-_COUNT = "a whole number from 0", _is_count
+_COUNT = "an integer of at least 0", _is_count
 _SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model_name": _TEXT,
     "weight_hash": _TEXT,
     "store": _TEXT,
-    "dim": ("a whole number from 1", lambda value: _is_count(value) and value >= 1),
+    "dim": ("an integer of at least 1", lambda value: _is_count(value) and value >= 1),
     "count": _COUNT,
     "next_id": _COUNT,
     "threshold": ("a number or null", _is_score),
     "threshold_rule": _TEXT,
+    "processor": ("an object or null", lambda value: value is None or isinstance(value, dict)),
+    "dtype": ("a text or null", lambda value: value is None or isinstance(value, str)),
     "vectors": ("an object", lambda value: isinstance(value, dict)),
     "places": ("an object", lambda value: isinstance(value, dict)),
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .embedder import Descriptors
+from .descriptors import Descriptors
 from .index import PlaceIndex
 
 

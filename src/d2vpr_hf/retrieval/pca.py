@@ -17,7 +17,8 @@ from ..files import path_to_text, text_to_path
 from ..models.checkpoint import save_checkpoint
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
 from ..photos.folder import list_images
-from .embedder import Descriptors, Embedder, weight_hash
+from .descriptors import Descriptors
+from .embedder import Embedder, weight_hash
 
 logger = logging.getLogger(__name__)
 

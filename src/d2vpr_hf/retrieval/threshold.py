@@ -6,7 +6,7 @@ import numpy as np
 
 from ..photos.positions import Positions, positives_within
 from .similarity import scores
-from .stores.flat import VectorStore
+from .stores.base import VectorStore
 
 APART_M = 100.0
 MOST_PHOTOS = 2000

@@ -1,16 +1,17 @@
 """Brings an index folder up to date with a folder of photos, embedding only what it doesn't hold yet."""
 
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..files import path_to_text
+from ..files import LOCK_FILE, holding, path_to_text
+from ..messages import first_few
 from ..photos.folder import PhotoFolder
 from ..photos.positions import Positions
-from .embedder import Descriptors, Embedder
+from .descriptors import STATE_COLUMNS, Descriptors, file_states, same_file
+from .embedder import Embedder
 from .index import PlaceIndex
 from .index_folder import SETTINGS_FILE
 
@@ -56,14 +57,22 @@ def index_photos(
         embedder: the model and how it runs.
         progress: show a bar on stderr.
 
-    Raises: ValueError if the folder holds an index of other weights, or if no photo can be used.
+    Raises: ValueError if the folder holds an index of other weights or settings, or if no photo can be used;
+        RuntimeError if another run is writing it.
     """
     places = Path(places)
+    if not (places / SETTINGS_FILE).is_file():
+        _check_free(places)
+    with holding(places):
+        return _updated(photos, places, embedder, progress)
+
+
+def _updated(photos: PhotoFolder, places: Path, embedder: Embedder, progress: bool) -> IndexUpdate:
     partial = places / PARTIAL_FOLDER
     paths = [path_to_text(path) for path in photos.paths]
     row_of = {path: row for row, path in enumerate(paths)}
     old = _load_index(places, embedder)
-    up_to_date = np.zeros(0, bool) if old is None else _up_to_date(old, row_of)
+    up_to_date = np.zeros(0, bool) if old is None else _up_to_date(old, photos, row_of)
     held = set() if old is None else set(old.places["path"].to_numpy()[up_to_date])
     wanted = [path for path, text in zip(photos.paths, paths, strict=True) if text not in held]
     skipped: list[tuple[str, str]] = []
@@ -88,7 +97,7 @@ def index_photos(
             index.remove(index.places["id"][index.places["path"].isin(gone)])
         if new is not None and len(new.paths):
             index.add(new, _positions(photos, new.paths, row_of))
-    index.save(places)
+    index.save_held(places)
     shutil.rmtree(partial, ignore_errors=True)
     return IndexUpdate(index, 0 if new is None else len(new.paths), len(held), removed, skipped)
 
@@ -96,7 +105,6 @@ def index_photos(
 def _load_index(places: Path, embedder: Embedder) -> PlaceIndex | None:
     """The index that the folder holds; None where there is none yet."""
     if not (places / SETTINGS_FILE).is_file():
-        _check_free(places)
         return None
     index = PlaceIndex.load(places)
     if (found := embedder.weight_hash) != index.weight_hash:
@@ -111,29 +119,25 @@ def _load_index(places: Path, embedder: Embedder) -> PlaceIndex | None:
             f"weights {found[:8]}, and the two can't be mixed. Name another folder for the new index, or remove this "
             "one."
         )
+    index.check_settings(embedder.processor_settings, embedder.dtype)
     return index
 
 
 def _check_free(places: Path) -> None:
     """Refuses a folder that holds something else than an unfinished run: an index would mix with it."""
-    if places.is_dir() and (others := sorted({each.name for each in places.iterdir()} - {PARTIAL_FOLDER})):
-        raise ValueError(
-            f"{places} holds {', '.join(others[:3])} and no index. Name a new or empty folder for the index."
-        )
+    if places.is_dir() and (others := sorted({each.name for each in places.iterdir()} - {PARTIAL_FOLDER, LOCK_FILE})):
+        raise ValueError(f"{places} holds {first_few(others)} and no index. Name a new or empty folder for the index.")
 
 
-def _up_to_date(index: PlaceIndex, row_of: dict[str, int]) -> np.ndarray:
-    """(places,) bool: the photo is still wanted, and its file has the size and time that were embedded."""
-    table = index.places
-    states = np.full((len(table), 2), -2, np.int64)
-    for place, path in enumerate(table["path"]):
-        if path in row_of:
-            try:
-                state = os.stat(path)  # noqa: PTH116 - a Path each would double the time for millions of photos
-            except OSError:
-                continue
-            states[place] = state.st_size, state.st_mtime_ns
-    return (states == table[["size_bytes", "mtime_ns"]].to_numpy()).all(axis=1)
+def _up_to_date(index: PlaceIndex, photos: PhotoFolder, row_of: dict[str, int]) -> np.ndarray:
+    """(places,) bool: the photo is still wanted, and its file is the one that was embedded, whose state is kept."""
+    table, columns = index.places, list(STATE_COLUMNS)
+    wanted = np.flatnonzero(table["path"].isin(row_of))
+    states = file_states(photos.paths[row_of[path]] for path in table["path"].iloc[wanted])
+    pairs = zip(table[columns].to_numpy()[wanted].tolist(), states.tolist(), strict=True)
+    same = np.array([same_file(then, now) and -1 not in now for then, now in pairs], bool)
+    table.loc[wanted[same], columns] = states[same]
+    return np.isin(np.arange(len(table)), wanted[same])
 
 
 def _positions(photos: PhotoFolder, paths: list[str], row_of: dict[str, int]) -> Positions:
@@ -157,6 +161,13 @@ def _take_new_positions(index: PlaceIndex, photos: PhotoFolder, row_of: dict[str
     vectors = index.vectors(ids)
     index.remove(ids)
     index.add(
-        Descriptors(vectors, moved["path"].tolist(), [], index.model_name, index.weight_hash),
+        Descriptors(
+            vectors,
+            moved["path"].tolist(),
+            [],
+            index.model_name,
+            index.weight_hash,
+            moved[list(STATE_COLUMNS)].to_numpy(),
+        ),
         now[np.flatnonzero(~same)],
     )

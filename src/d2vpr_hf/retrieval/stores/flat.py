@@ -1,57 +1,22 @@
-"""Keeps the vectors of an index: a small protocol, and FAISS with exact search as its embedded kind."""
+"""Exact search in memory, by FAISS: the kind of store that an index has unless it is told otherwise."""
 
+import struct
 from pathlib import Path
-from typing import BinaryIO, Protocol, Self
+from typing import BinaryIO, Self
 
 import faiss
 import numpy as np
 
 from ..similarity import Metric, distance_scores
 
-
-class VectorStore(Protocol):
-    """What an index asks of the place that keeps its vectors.
-
-    Vectors are float32 rows, of unit length where the metric is the inner product; ids are int64, given by the index,
-    and never given twice.
-    """
-
-    kind: str
-    dim: int
-    metric: Metric
-
-    def __len__(self) -> int:
-        """Number of vectors."""
-
-    def add(self, ids: np.ndarray, vectors: np.ndarray) -> None:
-        """Take in vectors (rows, dim) under new ids (rows,)."""
-
-    def remove(self, ids: np.ndarray) -> None:
-        """Forget the vectors of these ids."""
-
-    def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Scores (queries, k) float32 and ids (queries, k) int64, best first, among the `allowed` ids alone.
-
-        Scores are inner products, or minus the distances.
-        Where there are fewer than k, scores are nan and ids -1. Equal scores stand in the order of their ids.
-        """
-
-    def reconstruct(self, ids: np.ndarray) -> np.ndarray:
-        """Vectors (rows, dim) of these ids."""
-
-    def write(self, file: BinaryIO) -> None:
-        """Write everything into an open file."""
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """What `write` has written. Raises ValueError if the file holds anything else."""
-
-    def ids(self) -> np.ndarray:
-        """All ids (rows,), in the order in which they came."""
-
-
-_FLAT_INDEXES: dict[Metric, type[faiss.IndexFlat]] = {"inner_product": faiss.IndexFlatIP, "l2": faiss.IndexFlatL2}
+_INDEXES: dict[Metric, type[faiss.IndexFlat]] = {"inner_product": faiss.IndexFlatIP, "l2": faiss.IndexFlatL2}
 _KINDS: dict[Metric, str] = {"inner_product": "faiss-flat-ip", "l2": "faiss-flat-l2"}
+# What FAISS writes for such an index: a header for the map of ids and one for the vectors, each with name, dim, count,
+# two numbers without meaning, whether it is trained, and metric; the number of floats, and these; the number of ids,
+# and these.
+_HEADER = struct.Struct("<4siq16x?i")
+_NAMES: dict[Metric, bytes] = {"inner_product": b"IxFI", "l2": b"IxF2"}
+_LENGTH = struct.Struct("<Q")
 
 
 class FaissStore:
@@ -61,12 +26,12 @@ class FaissStore:
     between the two. Where more photos than k have exactly the same score, which of them come last in is up to FAISS.
     """
 
-    kinds = tuple(_KINDS.values())
+    file_suffix = "faiss"
 
     def __init__(self, dim: int, metric: Metric = "inner_product") -> None:
         self.dim = dim
         self.metric = metric
-        self._index = faiss.IndexIDMap2(_FLAT_INDEXES[metric](dim))
+        self._index = faiss.IndexIDMap2(_INDEXES[metric](dim))
 
     @property
     def kind(self) -> str:
@@ -110,21 +75,34 @@ class FaissStore:
         faiss.write_index(self._index, faiss.PyCallbackIOWriter(file.write, 1 << 22))
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        try:
-            index = faiss.read_index(str(path))
-        except (RuntimeError, MemoryError) as error:
-            reason = str(error).splitlines()[0][-200:]
-            raise ValueError(
-                f"{path} can't be read as FAISS vectors ({reason}). Build the index again with `d2vpr index`."
-            ) from error
-        inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap2) else index
-        metrics = [metric for metric, kind in _FLAT_INDEXES.items() if inner is not index and isinstance(inner, kind)]
-        if not metrics:
-            raise ValueError(
-                f"{path} holds a FAISS {type(inner).__name__}, but an index of places keeps an IndexIDMap2 over an "
-                "IndexFlatIP or IndexFlatL2. Build the index again with `d2vpr index`."
-            )
-        store = cls(index.d, metrics[0])
-        store._index = index
+    def read(cls, path: Path, kind: str, dim: int, count: int) -> Self:
+        metric = next(metric for metric, name in _KINDS.items() if name == kind)
+        _check_file(path, metric, dim, count)
+        store = cls(dim, metric)
+        store._index = faiss.read_index(str(path))
         return store
+
+
+def _check_file(path: Path, metric: Metric, dim: int, count: int) -> None:
+    """Compares every length that the file names with what it must be: FAISS itself believes them, and writes there."""
+    metric_type = _INDEXES[metric](1).metric_type
+    headers = [(name, dim, count, True, metric_type) for name in (b"IxM2", _NAMES[metric])]
+    expected = 2 * _HEADER.size + 2 * _LENGTH.size + count * (4 * dim + 8)
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        found = [_read(file, _HEADER), _read(file, _HEADER)]
+        lengths = [_read(file, _LENGTH)]
+        file.seek(4 * dim * count, 1)
+        lengths.append(_read(file, _LENGTH))
+    if found != headers or lengths != [(dim * count,), (count,)] or size_bytes != expected:
+        raise ValueError(
+            f"{path} can't be read as FAISS vectors of this index: it has {size_bytes} bytes, the headers {found} and "
+            f"the lengths {lengths}, but {count} vectors of {dim} numbers have {expected} bytes, {headers} and "
+            f"{[(dim * count,), (count,)]}, so that it and index.json don't belong together. Build the index again "
+            "with `d2vpr index`."
+        )
+
+
+def _read(file: BinaryIO, form: struct.Struct) -> tuple:
+    data = file.read(form.size)
+    return form.unpack(data) if len(data) == form.size else ()
