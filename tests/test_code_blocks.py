@@ -23,12 +23,13 @@ from d2vpr_hf.models.checkpoint import save_checkpoint
 ROOT = Path(__file__).parents[1]
 BIN = ".venv/bin/"
 # In this order: later pages speak of what earlier ones have made.
-PAGES = ["README.md", *sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md"))]
+GUIDES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("docs/**/*.md"))
+PAGES = list(dict.fromkeys(["README.md", "docs/photos.md", *GUIDES]))
 CARDS = sorted(
     path.relative_to(ROOT).as_posix() for path in [*ROOT.glob("metrics/*/*.md"), *ROOT.glob("model_cards/*.md")]
 )
 # Pages whose commands run too; those that install are run by whoever installs.
-COMMAND_PAGES = ("README.md", "docs/hub.md")
+COMMAND_PAGES = ("README.md", "docs/photos.md", "docs/hub.md")
 # {a line of the block: why it can't run here}; at most five.
 EXCEPTIONS = {
     "from sentence_transformers import SentenceTransformer": (
@@ -121,8 +122,9 @@ def test_blocks_run_as_they_are_written(working_directory, tmp_path_factory, tin
     said = {page: "".join(output for name, _, _, output in ran if name == page) for page in pages}
     assert "Answer(query=" in said["README.md"]
     assert "latitude=1.8" in said["README.md"]  # the made town lies in the Gulf of Guinea
-    assert "photo.jpg: " in said["README.md"]
-    assert "recall@1" in said["README.md"]
+    assert "photo.jpg: " in said["docs/photos.md"]
+    assert "recall@1" in said["docs/photos.md"]
+    assert "photo.jpg 1.8" in said["docs/photos.md"]
     assert "torch.Size([1, 672])" in said["docs/hub.md"]
     assert "'recall@1': 0.5" in said["docs/hub.md"]
     made = {path.name for path in (working_directory / "results").iterdir()}

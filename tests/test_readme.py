@@ -33,13 +33,19 @@ def test_the_two_commands_make_an_environment_and_use_it():
 
 
 def test_commands_and_files_that_are_named_are_there():
-    for name in re.findall(rf"`{re.escape(BIN)}d2vpr (\w+)", README):
+    commands = re.findall(rf"`(?:{re.escape(BIN)})?d2vpr (\w+)", README)
+    assert len(commands) >= 8
+    for name in commands:
         assert name in COMMANDS or name == "COMMAND", name
     linked = [*re.findall(r"\]\(([^)]+)\)", README), *re.findall(r"((?:tests|benchmarks|examples)/[\w/]+\.py)", README)]
     local = [name for name in linked if not name.startswith("http")]
     assert len(local) >= 5
     for name in local:
-        assert (ROOT / name).exists(), name
+        file, _, heading = name.partition("#")
+        assert (ROOT / file).exists(), name
+        assert (
+            f"# {heading.replace('-', ' ')}" in (ROOT / file).read_text(encoding="utf-8").lower() if heading else True
+        )
 
 
 def test_pictures_are_small():
