@@ -148,3 +148,51 @@ def test_exif_orientation_is_applied(tmp_path, photo, orientation):
     np.testing.assert_array_equal(np.asarray(to_rgb(turned)), np.asarray(ImageOps.exif_transpose(turned)))
     if orientation >= 5:
         assert to_rgb(turned).size == photo.size[::-1]
+
+
+def test_one_pixel_does_not_change_the_scale_of_the_others():
+    levels = np.full((40, 40), 100, np.int32)
+    levels[3, 5] = 40_000
+    assert np.median(np.asarray(to_rgb(Image.fromarray(levels)))) == 100
+    fractions = np.full((40, 40), 0.5, np.float32)
+    fractions[3, 5] = 1.01
+    assert np.median(np.asarray(to_rgb(Image.fromarray(fractions)))) == 127
+
+
+def test_a_transparent_colour_shows_white(photo, tmp_path):
+    colour = photo.getpixel((0, 0))
+    photo.save(tmp_path / "seen.png", transparency=colour)
+    image = Image.open(tmp_path / "seen.png")
+    assert image.mode == "RGB"
+    assert to_rgb(image).getpixel((0, 0)) == (255, 255, 255)
+    assert to_rgb(to_rgb(image)).tobytes() == to_rgb(image).tobytes()
+
+
+def test_strips_show_what_the_whole_shows(photo, monkeypatch):
+    images = [photo.convert(mode) for mode in ("LA", "RGBA", "CMYK", "P")]
+    images.append(Image.fromarray(np.linspace(0, 1, 4000, dtype=np.float32).reshape(50, 80)))
+    whole = [to_rgb(image).tobytes() for image in images]
+    monkeypatch.setattr("d2vpr_hf.models.d2vpr.image_processing_d2vpr.STRIP_PIXELS", 300)
+    assert [to_rgb(image).tobytes() for image in images] == whole
+
+
+def test_damaged_exif_means_upright(photo, tmp_path):
+    processor = D2VprImageProcessor()
+    photo.save(tmp_path / "photo.png", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(9))
+    image = Image.open(tmp_path / "photo.png")
+    assert to_rgb(image).tobytes() == photo.tobytes()
+    assert torch.equal(
+        processor(Image.open(tmp_path / "photo.png"), return_tensors="pt").pixel_values,
+        processor(photo, return_tensors="pt").pixel_values,
+    )
+
+
+def test_fractions_that_are_scaled_twice_are_said(photo, monkeypatch):
+    processor, said = D2VprImageProcessor(), []
+    monkeypatch.setattr("d2vpr_hf.models.d2vpr.image_processing_d2vpr.logger.warning_once", said.append)
+    fractions = np.asarray(photo, np.float32) / 255
+    processor(fractions, return_tensors="pt", do_rescale=False)
+    processor(photo, return_tensors="pt")
+    assert not said
+    processor(fractions, return_tensors="pt")
+    assert "Pass do_rescale=False" in said[0]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -13,10 +13,25 @@ from transformers.image_utils import (
     infer_channel_dimension_format,
 )
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils import logging
 from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+logger = logging.get_logger(__name__)
 
 PATCH_SIZE = 14
 EXIF_ORIENTATION = 0x0112
+# {EXIF orientation: what turns it upright}
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+STRIP_PIXELS = 2**22
+SAMPLED_PIXELS = 2**20
 INTEGER_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 TORCH_RESAMPLING = {
     PILImageResampling.NEAREST: "nearest-exact",
@@ -37,24 +52,63 @@ class D2VprImageProcessorKwargs(ImagesKwargs, total=False):
 def to_rgb(image: Image.Image) -> Image.Image:
     """The photo upright and in 8-bit RGB, whatever its mode.
 
-    EXIF orientation is applied. Alpha (of a palette too) is laid over white, as viewers show it. 16-bit grey keeps its
-    upper 8 bits; PIL's own conversion would clip it to white.
+    EXIF orientation is applied. Alpha (of a palette or one colour too) is laid over white, as viewers show it. Levels
+    are scaled by the mode and the range of nearly all pixels: 16-bit grey keeps its upper 8 bits, where PIL's own
+    conversion would clip it to white, and fractions from 0 to 1 fill the 8 bits.
 
     Returns: an image of mode RGB; the same object where nothing has to change.
     """
-    if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-    if image.mode == "RGB":
+    image = upright(image)
+    if image.mode == "RGB" and not image.has_transparency_data:
         return image
-    if image.mode in INTEGER_MODES:
-        pixels = np.asarray(image)
-        # Mode I has room for 32 bits, but holds what the file held: 8 bits or 16.
-        levels = 1 if image.mode == "I" and pixels.max(initial=0) <= 255 else 256
-        return Image.fromarray((pixels // levels).clip(0, 255).astype(np.uint8)).convert("RGB")
+    divisor, (width, height) = _divisor(image), image.size
+    rows = max(1, STRIP_PIXELS // width)
+    if height <= rows:
+        return _strip_to_rgb(image, divisor)
+    rgb = Image.new("RGB", image.size)
+    for top in range(0, height, rows):  # in strips, so that a large photo isn't copied several times over
+        strip = image.crop((0, top, width, min(top + rows, height)))
+        rgb.paste(_strip_to_rgb(strip, divisor), (0, top))
+    return rgb
+
+
+def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
+    """The image turned by its EXIF orientation, or by the one given; upright as it is where EXIF is damaged."""
+    if orientation is None:
+        image.load()  # damage of the pixels is no damage of EXIF
+        try:
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        except Exception:  # Pillow raises whatever it stumbles over
+            orientation = 1
+    if not isinstance(orientation, int) or orientation not in TURNS:
+        return image
+    turned = image.transpose(TURNS[orientation])
+    # Without the orientation, which would turn it again.
+    turned.info = {name: value for name, value in turned.info.items() if name == "transparency"}
+    return turned
+
+
+def _divisor(image: Image.Image) -> float:
+    """By what to divide the levels of an integer or float image, so that they fit into 8 bits."""
+    if image.mode not in (*INTEGER_MODES, "F"):
+        return 1
+    if image.mode.startswith("I;16"):
+        return 256
+    width, height = image.size
+    step = max(1, round((width * height / SAMPLED_PIXELS) ** 0.5))
+    # The range of nearly all: one pixel, such as a hot one, mustn't change the others.
+    highest = np.nanpercentile(np.nan_to_num(np.asarray(image)[::step, ::step]), 99.5)
     if image.mode == "F":
+        return 1 / 255 if highest <= 1 else 1
+    # Mode I has room for 32 bits, but holds what the file held: 8 bits or 16.
+    return 1 if highest <= 255 else 256
+
+
+def _strip_to_rgb(image: Image.Image, divisor: float) -> Image.Image:
+    if image.mode in (*INTEGER_MODES, "F"):
         pixels = np.nan_to_num(np.asarray(image))
-        scale = 255 if pixels.max(initial=0) <= 1 else 1
-        return Image.fromarray((pixels * scale).clip(0, 255).astype(np.uint8)).convert("RGB")
+        levels = pixels * np.float32(1 / divisor) if image.mode == "F" else pixels // divisor
+        return Image.fromarray(levels.clip(0, 255).astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -178,6 +232,12 @@ class D2VprImageProcessor(PilBackend):
         if do_resize:
             shape = (size.height, size.width)
             images = [self._squash(image, shape, resample, antialias) for image in images]
+        fractions = [image for image in images if isinstance(image, np.ndarray) and image.dtype.kind == "f"]
+        if do_rescale and any(image.size and 0 < image.max() <= 1 for image in fractions):
+            logger.warning_once(
+                "Images hold fractions from 0 to 1, but are divided by 255 all the same, as other processors do. "
+                "Pass do_rescale=False, or 8-bit images."
+            )
         pixels = [to_channels_first(image).astype(np.float32) for image in images]
         # One multiplication and one addition a pixel instead of one pass for each of scale, mean and deviation.
         factor = rescale_factor if do_rescale else 1.0
