@@ -161,5 +161,5 @@ def test_places_that_share_nothing_are_refused(tmp_path):
 
 def test_the_trainer_validates_on_places(places):
     found = Validator([f"places={places}"], k=1, processor=Colour.processor).measure(PeerModel(Colour()))
-    assert found.recalls["places"]["mAP"] == pytest.approx(5 / 12)
-    assert found.deciding(1) == 0.0
+    assert found["places"]["mAP"] == pytest.approx(5 / 12)
+    assert found["places"]["recall@1"] == 0.0

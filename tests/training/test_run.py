@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from made_training import arguments
 from PIL import Image
 
-from d2vpr_hf.training.run import RunFolder, copy_folder, drafted, draw_plots
+from d2vpr_hf.training.run import RunFolder, drafted, draw_plots
 
 
 @pytest.fixture
@@ -39,9 +39,20 @@ def test_a_folder_appears_whole_or_not_at_all(folder):
     with pytest.raises(ZeroDivisionError), drafted(folder.state_folder(8), accelerator) as draft:
         (draft / "weights").write_text("half of them" * (1 // len(folder.records())))
     assert [path.name for path in folder.states()] == ["step-00000007"]
-    assert [path.name for path in folder.root.rglob("*.draft")] == ["step-00000008.draft"]
+    assert [path.name for path in folder.root.rglob("*step*")] == ["step-00000007"]
+
+
+def test_a_run_that_begins_clears_what_a_killed_one_left_in_the_making(folder):
+    """As `drafted`, `replacing` and version 0.1 name it."""
+    for name in ("states/.step-00000008.tmp", "best/.step-00000008.tmp", "states/step-00000009.draft"):
+        (folder.root / name).mkdir(parents=True)
+        (folder.root / name / "model.safetensors").write_text("half")
+    (folder.root / "metrics.jsonl.tmp").write_text("half")
+    folder.state_folder(4).mkdir(parents=True)
+    assert folder.states() == [folder.state_folder(4)]
     folder.begin(arguments("town", folder.root))
-    assert not list(folder.root.rglob("*.draft"))
+    found = {str(path.relative_to(folder.root)) for path in folder.root.rglob("*")}
+    assert found == {"arguments.json", "versions.json", "states", "states/step-00000004", "best"}
 
 
 def test_old_states_go(folder):
@@ -55,13 +66,14 @@ def test_old_states_go(folder):
     assert sorted(path.name for path in (folder.root / "best").iterdir()) == ["step-00000100", "step-00000900"]
 
 
-def test_a_copy_replaces_what_was_there(tmp_path):
-    for name, text in (("new", "new weights"), ("checkpoint", "old weights")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "weights").write_text(text)
-    copy_folder(tmp_path / "new", tmp_path / "checkpoint")
-    assert (tmp_path / "checkpoint" / "weights").read_text() == "new weights"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint", "new"]
+def test_the_best_weights_replace_what_was_there(folder):
+    for path, text in ((folder.best_folder(3), "new weights"), (folder.checkpoint, "old weights")):
+        path.mkdir(parents=True)
+        (path / "weights").write_text(text)
+    folder.take_best(3)
+    assert {path.name: path.read_text() for path in folder.checkpoint.iterdir()} == {"weights": "new weights"}
+    assert (folder.best_folder(3) / "weights").read_text() == "new weights"
+    assert [path.name for path in folder.root.glob("*check*")] == ["checkpoint"]
 
 
 def test_what_was_asked_for_is_written_down(folder):

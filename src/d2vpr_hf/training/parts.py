@@ -57,58 +57,58 @@ class Trainee:
     history: list[dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class TrainedCheckpoint:
-    """Writes the student of a run, whenever it is asked for.
+def save_trainee(
+    folder: Path, trainee: Trainee, student: nn.Module, accelerator: Accelerator, stage: dict[str, Any]
+) -> None:
+    """Writes the model as a checkpoint folder, whole or not at all; all processes call this together.
 
-    Attributes:
-        data: what the checkpoint says of the photos that it was trained on.
-        teacher: likewise of the teacher; None without.
+    Args:
+        student: the model with its projection to the teacher's width, which is dropped here.
+        stage: what is noted of this stage, behind those before.
     """
+    weights = accelerator.get_state_dict(student)
+    with drafted(folder, accelerator) as draft:
+        if accelerator.is_main_process:
+            own = {name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")}
+            trainee.processor.save_pretrained(draft)
+            trainee.model.save_pretrained(draft, state_dict=own)
+            record = {"stages": [*trainee.history, stage]}
+            (draft / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
-    arguments: TrainingArguments
-    accelerator: Accelerator
-    student: nn.Module
-    trainee: Trainee
-    data: Mapping[str, Any]
-    teacher: Mapping[str, Any] | None
 
-    @property
-    def model(self) -> nn.Module:
-        """The model itself, without what training wraps around it."""
-        return self.trainee.model
-
-    def write(self, folder: Path, progress: Progress) -> None:
-        """Writes the folder whole or not at all; all processes call this together."""
-        weights = self.accelerator.get_state_dict(self.student)
-        with drafted(folder, self.accelerator) as draft:
-            if self.accelerator.is_main_process:
-                # The projection to the teacher's width is dropped here.
-                own = {
-                    name.removeprefix("model."): value for name, value in weights.items() if name.startswith("model.")
-                }
-                self.trainee.processor.save_pretrained(draft)
-                self.model.save_pretrained(draft, state_dict=own)
-                record = {"stages": [*self.trainee.history, self.describe(progress)]}
-                (draft / TRAINING_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-    def describe(self, progress: Progress) -> dict[str, Any]:
-        """This stage, as the checkpoint's `training.json` has it."""
-        best = None if progress.best_step < 0 else {"step": progress.best_step, "recall": progress.best_recall}
-        if best is not None:
-            best |= {"metric": f"recall@{self.arguments.validation_k}", "validation": self.arguments.validation[0]}
-        return {
-            "stage": self.arguments.stage,
-            "base_model": self.arguments.model,
-            "step": progress.step,
-            "images": progress.images,
-            "processes": self.accelerator.num_processes,
-            "best": best,
-            "data": dict(self.data),
-            "teacher": None if self.teacher is None else dict(self.teacher),
-            "arguments": self.arguments.to_dict(),
-            "versions": versions(),
-        }
+def describe_stage(
+    arguments: TrainingArguments,
+    progress: Progress,
+    accelerator: Accelerator,
+    places: TrainingPlaces,
+    sampler: PlaceSampler,
+    teacher: Teacher | None,
+) -> dict[str, Any]:
+    """A stage as the checkpoint's `training.json` has it."""
+    best = None
+    if progress.best_step >= 0:
+        best = {"step": progress.best_step, "recall": progress.best_recall}
+        best |= {"metric": f"recall@{arguments.validation_k}", "validation": arguments.validation[0]}
+    of_teacher = ("name", "mode", "width", "version_hash", "dtype")
+    return {
+        "stage": arguments.stage,
+        "base_model": arguments.model,
+        "step": progress.step,
+        "images": progress.images,
+        "processes": accelerator.num_processes,
+        "best": best,
+        "data": {
+            "name": places.name,
+            "sources": arguments.data or [places.name],
+            "images": len(places),
+            "places": sampler.places_used,
+            "dropped_places": sampler.dropped_places,
+            "dropped_images": sampler.dropped_images,
+        },
+        "teacher": None if teacher is None else {name: getattr(teacher, name) for name in of_teacher},
+        "arguments": arguments.to_dict(),
+        "versions": versions(),
+    }
 
 
 def open_trainee(arguments: TrainingArguments) -> Trainee:
@@ -262,23 +262,6 @@ def open_targets(
         teacher = open_teacher(source, mode=arguments.teacher_mode, device=device, dtype=dtype)
     cache = None if arguments.teacher_cache is None else TeacherCache(arguments.teacher_cache, teacher, processor)
     return Targets(teacher, cache)
-
-
-def describe_data(arguments: TrainingArguments, places: TrainingPlaces, sampler: PlaceSampler) -> dict[str, Any]:
-    """What a checkpoint says of the photos that it was trained on."""
-    return {
-        "name": places.name,
-        "sources": arguments.data or [places.name],
-        "images": len(places),
-        "places": sampler.places_used,
-        "dropped_places": sampler.dropped_places,
-        "dropped_images": sampler.dropped_images,
-    }
-
-
-def describe_teacher(teacher: Teacher) -> dict[str, Any]:
-    """What a checkpoint says of its teacher."""
-    return {name: getattr(teacher, name) for name in ("name", "mode", "width", "version_hash", "dtype")}
 
 
 def make_student(

@@ -8,6 +8,7 @@
     checkpoint/                            in the end: the best weights, or the last where nothing was validated
 
 Every file and folder is written beside its place and renamed into it, so that a run that is killed leaves none by half.
+A run that goes on removes what was left beside.
 """
 
 import json
@@ -15,15 +16,17 @@ import platform
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
-from ..files import replace_file, replacing, sync
+from ..files import TEMPORARY_SUFFIX, replace_file, replacing, replacing_folder
 from ..version import __version__
 from .arguments import FREE_ON_RESUME, TrainingArguments
 
@@ -31,11 +34,10 @@ ARGUMENTS, VERSIONS, METRICS = "arguments.json", "versions.json", "metrics.jsonl
 CHECKPOINT, STATES, BEST = "checkpoint", "states", "best"
 PROGRESS, TRACKER = "progress.json", "tracker"
 WHITENING = "teacher_whitening.safetensors"
-# Of a folder in the making; a run that starts removes what an earlier one left.
-DRAFT = ".draft"
+# Of a folder in the making, until d2vpr_hf 0.1.
+OLD_DRAFT = ".draft"
 
 # Of a picture.
-_INK, _FAINT = "#1c2429", "#d5dce0"
 # Okabe and Ito's colours, which nearly everybody tells apart.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56a4d8")
 
@@ -107,14 +109,14 @@ class RunFolder:
     def begin(self, arguments: TrainingArguments) -> None:
         """Makes the folder, or rids it of what a killed run left by half, and writes down what runs."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for draft in [*self.root.rglob(f"*{DRAFT}")]:
-            shutil.rmtree(draft)
+        for left in [*self.root.rglob(f"*{TEMPORARY_SUFFIX}"), *self.root.rglob(f"*{OLD_DRAFT}")]:
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
         self._write(ARGUMENTS, arguments.to_dict())
         self._write(VERSIONS, versions())
 
     def states(self) -> list[Path]:
         """The whole states, oldest first."""
-        return sorted(path for path in (self.root / STATES).glob("step-*") if path.suffix != DRAFT)
+        return sorted((self.root / STATES).glob("step-*[0-9]"))
 
     def last_good(self) -> str:
         """In words: where the weights before now lie."""
@@ -132,10 +134,15 @@ class RunFolder:
         for state in self.states()[:-count]:
             discard(state)
 
+    def take_best(self, step: int) -> None:
+        """Makes the best weights of this step the checkpoint."""
+        with replacing_folder(self.checkpoint, overwrite=True) as draft:
+            shutil.copytree(self.best_folder(step), draft, dirs_exist_ok=True)
+
     def keep_best(self, steps: Collection[int]) -> None:
         """Removes the best weights of all but these steps."""
         kept = {self.best_folder(step) for step in steps}
-        for folder in (self.root / BEST).glob("step-*"):
+        for folder in (self.root / BEST).glob("step-*[0-9]"):
             if folder not in kept:
                 discard(folder)
 
@@ -167,42 +174,19 @@ class RunFolder:
 
 @contextmanager
 def drafted(folder: Path, accelerator: Accelerator) -> Iterator[Path]:
-    """A folder for all processes to fill, renamed to `folder` when everything in it has reached the disk."""
-    draft = folder.with_name(folder.name + DRAFT)
-    if accelerator.is_main_process:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    yield draft
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        publish(draft, folder)
+    """A folder for all processes to fill, which takes its place when everything in it has reached the disk."""
+    with ExitStack() as whole:
+        draft = [None]
+        if accelerator.is_main_process:
+            draft[0] = whole.enter_context(replacing_folder(folder, overwrite=True))
+        yield broadcast_object_list(draft)[0]
+        accelerator.wait_for_everyone()
     accelerator.wait_for_everyone()
 
 
 def discard(folder: Path) -> None:
     """Removes a folder; renamed first, so that a half removed one isn't taken for whole."""
-    if folder.suffix != DRAFT:
-        folder = folder.rename(folder.with_name(folder.name + DRAFT))
-    shutil.rmtree(folder)
-
-
-def copy_folder(source: Path, folder: Path) -> None:
-    """A copy of a folder, whole or not at all; what was there before is replaced."""
-    draft = folder.with_name(folder.name + DRAFT)
-    shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(source, draft)
-    publish(draft, folder)
-
-
-def publish(draft: Path, folder: Path) -> None:
-    """Has a folder reach the disk, and renames it."""
-    for path in draft.rglob("*"):
-        if path.is_file():
-            sync(path)
-    shutil.rmtree(folder, ignore_errors=True)
-    draft.rename(folder)
-    sync(folder.parent)
+    shutil.rmtree(folder.rename(folder.with_name(f".{folder.name}{TEMPORARY_SUFFIX}")))
 
 
 def versions() -> dict[str, Any]:
@@ -282,47 +266,32 @@ def draw_plots(records: Sequence[dict[str, Any]], folder: Path) -> list[Path]:
         folder: of the run, whose name is the title.
     """
     best = max((record["step"] for record in records if record.get("best")), default=None)
-    steps = [record for record in records if "loss" in record]
-    validations = [record for record in records if "validation" in record]
-    drawn = []
-    if steps:
-        names = [name for name in steps[0] if name == "loss" or name.endswith("_loss")]
-        curves = {
-            name.replace("_", " "): ([each["step"] for each in steps], [each[name] for each in steps]) for name in names
-        }
-        drawn.append(_plot(folder / "loss.png", curves, "loss", best))
-    if validations:
-        curves = {}
-        for name in validations[0]["validation"]:
-            for measure in validations[0]["validation"][name]:
-                shares = [100 * each["validation"][name][measure] for each in validations]
-                curves[f"{name} {measure}"] = ([each["step"] for each in validations], shares)
-        drawn.append(_plot(folder / "recall.png", curves, "queries answered, %", best))
-    return drawn
+    losses: dict[str, list[tuple[int, float]]] = {}
+    recalls: dict[str, list[tuple[int, float]]] = {}
+    for record in records:
+        for name, value in record.items():
+            if name == "loss" or name.endswith("_loss"):
+                losses.setdefault(name.replace("_", " "), []).append((record["step"], value))
+        for name, measures in record.get("validation", {}).items():
+            for measure, share in measures.items():
+                recalls.setdefault(f"{name} {measure}", []).append((record["step"], 100 * share))
+    pictures = (("loss.png", losses, "loss"), ("recall.png", recalls, "queries answered, %"))
+    return [_plot(folder / name, curves, label, best) for name, curves, label in pictures if curves]
 
 
-def _plot(path: Path, curves: dict[str, tuple[list[int], list[float]]], label: str, best: int | None) -> Path:
+def _plot(path: Path, curves: dict[str, list[tuple[int, float]]], label: str, best: int | None) -> Path:
     # Its canvas draws without a window, and leaves pyplot's global state alone.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    for number, (name, (steps, values)) in enumerate(curves.items()):
-        axes.plot(
-            steps,
-            values,
-            label=name,
-            color=_COLOURS[number % len(_COLOURS)],
-            marker="o" if len(steps) < 30 else None,
-            markersize=4,
-        )
+    for colour, (name, points) in zip(cycle(_COLOURS), curves.items(), strict=False):
+        marker = "o" if len(points) < 30 else None
+        axes.plot(*zip(*points, strict=True), label=name, color=colour, marker=marker, markersize=4)
     if best is not None:
-        axes.axvline(best, color=_INK, linewidth=1, linestyle=":", label=f"best, step {best}")
-    axes.set_title(path.parent.name, color=_INK)
-    axes.set_xlabel("step")
-    axes.set_ylabel(label)
-    axes.grid(color=_FAINT)
-    axes.tick_params(colors=_INK)
+        axes.axvline(best, color="black", linewidth=1, linestyle=":", label=f"best, step {best}")
+    axes.set(title=path.parent.name, xlabel="step", ylabel=label)
+    axes.grid(color="lightgrey")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right upper", frameon=False)
     with replacing(path) as file:

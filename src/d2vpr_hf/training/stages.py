@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from transformers.utils import ModelOutput
 
 from .arguments import DistillArguments, FinetuneArguments, TrainingArguments
 from .data.batches import TrainingBatch
@@ -18,7 +19,7 @@ from .teachers import TeacherOutput
 
 
 @dataclass
-class StudentOutput:
+class StudentOutput(ModelOutput):
     """What the losses read of a student.
 
     Attributes:
@@ -27,8 +28,8 @@ class StudentOutput:
         tokens: (images, teacher's width, rows, columns), likewise; None where no loss reads them.
     """
 
-    descriptors: torch.Tensor
-    regional: torch.Tensor
+    descriptors: torch.Tensor | None = None
+    regional: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
 
 
@@ -52,14 +53,12 @@ class Student(nn.Module):
         width = getattr(config, "aggregator_dim", config.backbone_config.hidden_size)
         self.projection = StudentProjection(width, teacher_width or width, always=signed)
 
-    def forward(self, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Fields of `StudentOutput`, in a dictionary, through which DDP finds the tensors."""
+    def forward(self, pixel_values: torch.Tensor) -> StudentOutput:
         output = self.model(pixel_values)
         grid = tuple(side // self.patch_size for side in pixel_values.shape[-2:])
         tokens = output.last_hidden_state[:, 1:].transpose(1, 2).unflatten(2, grid)
         regional, tokens = self.projection(output.regional_descriptors, tokens if self.needs_tokens else None)
-        found = {"descriptors": output.pooler_output, "regional": regional}
-        return found if tokens is None else found | {"tokens": tokens}
+        return StudentOutput(output.pooler_output, regional, tokens)
 
 
 class Stage(Protocol):
@@ -81,7 +80,7 @@ class Distill:
 
     def backward(self, batch: TrainingBatch) -> dict[str, torch.Tensor]:
         target = self.following.target(batch)
-        terms = self.following.terms(StudentOutput(**self.student(batch.pixel_values)), target)
+        terms = self.following.terms(self.student(batch.pixel_values), target)
         self.accelerator.backward(terms["loss"])
         return terms
 
@@ -134,7 +133,7 @@ class Finetune:
         return self.backward_in_chunks(batch, target)
 
     def backward_whole(self, batch: TrainingBatch, target: TeacherOutput | None) -> dict[str, torch.Tensor]:
-        output = StudentOutput(**self.student(batch.pixel_values))
+        output = self.student(batch.pixel_values)
         found = self.compare(output.descriptors, batch.places)
         if target is not None:
             found["distillation_loss"] = self.following.terms(output, target)["loss"]
@@ -153,7 +152,7 @@ class Finetune:
         with torch.no_grad(), running_statistics_kept(self.student):
             for pixels in chunks:
                 moments.append(ReplayedRandomness(pixels.device))
-                descriptors.append(self.student(pixels)["descriptors"])
+                descriptors.append(self.student(pixels).descriptors)
         leaf = torch.cat(descriptors).requires_grad_()
         found = self.compare(leaf, batch.places)
         gradients = torch.autograd.grad(found["loss"], leaf)[0].split(self.chunk)
@@ -163,7 +162,7 @@ class Finetune:
             last = number == len(chunks) - 1
             # Processes exchange gradients once, with the last chunk.
             with nullcontext() if last else self.accelerator.no_sync(self.student), moment.replayed():
-                output = StudentOutput(**self.student(pixels))
+                output = self.student(pixels)
                 surrogate = (output.descriptors * gradient).sum()
                 if target is not None:
                     part = rows_of(target, slice(start, start + len(pixels)))

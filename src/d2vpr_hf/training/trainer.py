@@ -22,27 +22,26 @@ from tqdm import tqdm
 from ..messages import first_few, percent
 from ..protocols.places import TrainingPlaces
 from .arguments import TrainingArguments
-from .data.batches import TrainingBatch, TrainingImages, training_loader
+from .data.batches import TrainingBatch, training_loader
 from .data.sampler import PlaceSampler
 from .launching import make_accelerator, threads_each, threads_set
 from .parts import (
-    TrainedCheckpoint,
     Trainee,
-    describe_data,
-    describe_teacher,
+    describe_stage,
     make_images,
     make_sampler,
     make_student,
     open_places,
     open_targets,
     open_trainee,
+    save_trainee,
 )
-from .run import Progress, RunFolder, copy_folder, drafted, draw_plots
+from .run import Progress, RunFolder, drafted, draw_plots
 from .schedule import Schedule, make_optimizer, set_training
 from .stages import Stage, make_stage
 from .targets import Targets, Whitening, fit_whitening
 from .teachers import Teacher, TeacherNetwork
-from .validation import Validation, Validator
+from .validation import Validator
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,27 +58,25 @@ class TrainingLoop:
     """A run under way: whoever made its parts calls `go_on_from` where there is a state, and `run`.
 
     Attributes:
-        student: prepared by the accelerator, as is `optimizer`.
-        frozen: modules of the student that aren't trained.
-        names: what each row of the training set is called.
-        checkpoint: writes the student as a checkpoint folder.
+        student: the trainee's model with its projection, prepared by the accelerator, as is `optimizer`.
+        frozen: modules of the model that aren't trained.
         progress: how far the run has come.
     """
 
     arguments: TrainingArguments
     folder: RunFolder
     accelerator: Accelerator
+    trainee: Trainee
+    places: TrainingPlaces
+    targets: Targets | None
     student: nn.Module
     frozen: list[nn.Module]
-    optimizer: Any
+    optimizer: torch.optim.Optimizer
     stage: Stage
-    names: list[str]
     sampler: PlaceSampler
     loader: DataLoader
     validator: Validator
     schedule: Schedule
-    checkpoint: TrainedCheckpoint
-    teacher: Teacher | None
     progress: Progress = field(default_factory=Progress)
     _logged_at: float = 0.0
     _logged_images: int = 0
@@ -149,13 +146,13 @@ class TrainingLoop:
         """Stops the run before the weights take a step by what is no number."""
         if math.isfinite(value):
             return
-        names = [self.names[row] for row in batch.rows]
+        names = [self.places.names[row] for row in batch.rows]
         record = self.folder.root / f"stopped-at-step-{self.progress.step + 1}-{self.accelerator.process_index}.json"
         record.write_text(json.dumps({"step": self.progress.step + 1, what: str(value), "photos": names}, indent=2))
         raise TrainingStopped(
-            f"The {what} is {value} at step {self.progress.step + 1}, so it stops before the weights take it. Its "
-            f"photos are {first_few(names, 4)} ({record}). "
-            f"The last good weights: {self.folder.last_good()}. Lower learning_rate, or take mixed_precision no."
+            f"The {what} is {value} at step {self.progress.step + 1}, so training stops before the weights take it. "
+            f"Photos of the step: {first_few(names, 4)} ({record}). The last good weights: {self.folder.last_good()}. "
+            "Lower learning_rate, or take mixed_precision no."
         )
 
     def log(self, bar: tqdm) -> None:
@@ -192,33 +189,35 @@ class TrainingLoop:
     def validate(self, bar: tqdm) -> None:
         """Recall of the weights as they are; the best so far are kept as a checkpoint."""
         started = time.perf_counter()
-        found: list[Validation | None] = [None]
+        found = [self.validator.measure(self.trainee.model) if self.accelerator.is_main_process else None]
+        recalls = broadcast_object_list(found)[0]  # the others wait here
+        protocol, first = next(iter(recalls.items()))
+        best = self.progress.judge(first[f"recall@{self.validator.k}"])
+        record = {"step": self.progress.step, "validation": recalls, "best": best}
+        figures = {f"{name} {metric}": share for name, each in recalls.items() for metric, share in each.items()}
+        self.record(record, figures)
+        words = ", ".join(f"{name} {percent(share)}" for name, share in first.items())
         if self.accelerator.is_main_process:
-            found[0] = self.validator.measure(self.checkpoint.model)
-        # The others wait here.
-        validation = broadcast_object_list(found)[0]
-        recall = validation.deciding(self.validator.k)
-        best = self.progress.judge(recall)
-        record = {"step": self.progress.step, "validation": validation.recalls, "best": best}
-        protocol, first = next(iter(validation.recalls.items()))
-        recalls = validation.recalls.items()
-        self.record(record, {f"{name} {metric}": share for name, each in recalls for metric, share in each.items()})
-        if self.accelerator.is_main_process:
-            words = ", ".join(f"{name} {percent(share)}" for name, share in first.items())
             mark = " (best so far)" if best else ""
             bar.write(f"step {self.progress.step}: {protocol} {words}{mark}", file=sys.stderr)
         if best:
-            self.checkpoint.write(self.folder.best_folder(self.progress.step), self.progress)
+            self.save_checkpoint(self.folder.best_folder(self.progress.step))
         self.set_training()
         # Validation isn't training time.
         self._logged_at += time.perf_counter() - started
+
+    def save_checkpoint(self, folder: Path) -> None:
+        """The model as it is now, with what it was trained on, by what and how far."""
+        teacher = self.targets.teacher if self.targets else None
+        stage = describe_stage(self.arguments, self.progress, self.accelerator, self.places, self.sampler, teacher)
+        save_trainee(folder, self.trainee, self.student, self.accelerator, stage)
 
     def save_state(self) -> None:
         """Everything that the run needs to go on from here, in one folder."""
         state = self.folder.state_folder(self.progress.step)
         with drafted(state, self.accelerator) as draft:
             self.accelerator.save_state(str(draft))
-            self.progress.teacher_dtype = self.teacher.dtype if self.teacher else None
+            self.progress.teacher_dtype = self.targets.teacher.dtype if self.targets else None
             if self.accelerator.is_main_process:
                 self.progress.save(draft)
         if self.accelerator.is_main_process:
@@ -235,7 +234,7 @@ class TrainingLoop:
 
     def set_training(self) -> None:
         self.student.train()
-        set_training(self.checkpoint.model, self.frozen, frozen_batchnorm=self.arguments.frozen_batchnorm)
+        set_training(self.trainee.model, self.frozen, frozen_batchnorm=self.arguments.frozen_batchnorm)
 
     def bar(self) -> tqdm:
         return tqdm(
@@ -289,7 +288,7 @@ def train(
         places: training photos in place of those that the arguments name: a `datasets.Dataset` with an image and a
             place column, or what `read_training_places` gives.
 
-    Returns: where the checkpoint lies; everything else is in the run's folder (see `run_folder`).
+    Returns: where the checkpoint lies; everything else is in the run's folder (see `training/run.py`).
     Raises: ValueError or OSError if arguments, photos, model or teacher don't fit. FileExistsError if the run's folder
         is in use. RuntimeError if the launcher started fewer processes than asked for. TrainingStopped if the loss is
         no number any more.
@@ -307,25 +306,20 @@ def train(
     with threads_set(arguments.threads or threads_each(accelerator.num_processes)):
         loop = _prepare(arguments, folder, accelerator, state, teacher, places)
         if accelerator.is_main_process:
+            _announce(loop)
             folder.begin(arguments)
         accelerator.wait_for_everyone()
         if state is not None:
             loop.go_on_from(state)
-        _run(loop)
+        if arguments.tracker != "none":
+            plain = {name: value for name, value in arguments.to_dict().items() if isinstance(value, int | float | str)}
+            accelerator.init_trackers("d2vpr", config=plain)
+        try:
+            loop.run()
+        finally:
+            for tracker in accelerator.trackers:
+                tracker.finish()
         return _finish(loop)
-
-
-def _run(loop: TrainingLoop) -> None:
-    """The loop, with accelerate's trackers around it."""
-    arguments, accelerator = loop.arguments, loop.accelerator
-    if arguments.tracker != "none":
-        settings = {name: value for name, value in arguments.to_dict().items() if isinstance(value, int | float | str)}
-        accelerator.init_trackers("d2vpr", config=settings)
-    try:
-        loop.run()
-    finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
 
 
 def _prepare(
@@ -345,109 +339,70 @@ def _prepare(
     targets = open_targets(arguments, trainee.processor, accelerator.device, teacher, dtype)
     images = make_images(arguments, places, trainee.processor, targets)
     if targets and arguments.teacher_whitening is not None:
-        targets.whitening = _whitening(arguments, folder, accelerator, targets, images)
+        # A run that goes on takes the one that it began with.
+        if accelerator.is_main_process and not arguments.resume:
+            fit_whitening(targets, images, arguments.teacher_whitening, arguments.seed).save(folder.whitening)
+        accelerator.wait_for_everyone()
+        targets.whitening = Whitening.load(folder.whitening)
     student, frozen = make_student(arguments, trainee, targets.width if targets else None)
-    optimizer = make_optimizer(arguments, student)
-    student, optimizer = accelerator.prepare(student, optimizer)
+    student, optimizer = accelerator.prepare(student, make_optimizer(arguments, student))
     # Each process drops other activations out.
     set_seed(arguments.seed, device_specific=True)
-    schedule = Schedule.of(arguments, sampler.steps_per_epoch)
-    _announce(arguments, accelerator, trainee, sampler, schedule, targets)
+    on_cuda = accelerator.device.type == "cuda"
     return TrainingLoop(
         arguments=arguments,
         folder=folder,
         accelerator=accelerator,
+        trainee=trainee,
+        places=places,
+        targets=targets,
         student=student,
         frozen=frozen,
         optimizer=optimizer,
         stage=make_stage(arguments, accelerator, student, targets, getattr(trainee.model.config, "nested_dims", None)),
-        names=places.names,
         sampler=sampler,
-        loader=training_loader(
-            images, sampler, workers=arguments.workers, pin_memory=accelerator.device.type == "cuda"
-        ),
+        loader=training_loader(images, sampler, workers=arguments.workers, pin_memory=on_cuda),
         validator=validator,
-        schedule=schedule,
-        checkpoint=TrainedCheckpoint(
-            arguments,
-            accelerator,
-            student,
-            trainee,
-            describe_data(arguments, places, sampler),
-            describe_teacher(targets.teacher) if targets else None,
-        ),
-        teacher=targets.teacher if targets else None,
+        schedule=Schedule.of(arguments, sampler.steps_per_epoch),
     )
 
 
-def _whitening(
-    arguments: TrainingArguments,
-    folder: RunFolder,
-    accelerator: Accelerator,
-    targets: Targets,
-    images: TrainingImages,
-) -> Whitening:
-    """Fitted on the first process; a run that goes on takes the one that it began with."""
-    if accelerator.is_main_process and not arguments.resume:
-        folder.root.mkdir(parents=True, exist_ok=True)
-        fit_whitening(targets, images, arguments.teacher_whitening, arguments.seed).save(folder.whitening)
-    accelerator.wait_for_everyone()
-    return Whitening.load(folder.whitening)
-
-
-def _announce(
-    arguments: TrainingArguments,
-    accelerator: Accelerator,
-    trainee: Trainee,
-    sampler: PlaceSampler,
-    schedule: Schedule,
-    targets: Targets | None,
-) -> None:
+def _announce(loop: TrainingLoop) -> None:
     """Says what really runs: processes, device, batch, steps, teacher."""
-    if not accelerator.is_main_process:
-        return
-    trained = sum(each.numel() for each in trainee.model.parameters() if each.requires_grad)
-    everything = sum(each.numel() for each in trainee.model.parameters())
-    processes, batch = accelerator.num_processes, arguments.places_per_batch * arguments.images_per_place
+    arguments, accelerator, schedule, sampler = loop.arguments, loop.accelerator, loop.schedule, loop.sampler
+    processes, device = accelerator.num_processes, accelerator.device.type
+    parameters = [*loop.trainee.model.parameters()]
+    trained = sum(each.numel() for each in parameters if each.requires_grad)
+    everything = sum(each.numel() for each in parameters)
+    batch = f"{arguments.places_per_batch} places x {arguments.images_per_place} photos"
+    if processes > 1:
+        together = processes * arguments.places_per_batch * arguments.images_per_place
+        batch += f" in each process, {together} photos together"
     logger.info(
-        "%s with %d process%s on %s, precision %s: %d of %d parameters trained; batches of %d places x %d photos%s; "
-        "%d steps, %d an epoch.",
-        arguments.stage,
-        processes,
-        "" if processes == 1 else "es",
-        accelerator.device.type,
-        accelerator.mixed_precision,
-        trained,
-        everything,
-        arguments.places_per_batch,
-        arguments.images_per_place,
-        "" if processes == 1 else f" in each process, {processes * batch} photos together",
-        schedule.steps,
-        schedule.steps_per_epoch,
+        f"{arguments.stage} with {processes} process{'' if processes == 1 else 'es'} on {device}, precision "
+        f"{accelerator.mixed_precision}: {trained} of {everything} parameters trained; batches of {batch}; "
+        f"{schedule.steps} steps, {schedule.steps_per_epoch} an epoch."
     )
-    if targets:
-        teacher = targets.teacher
-        logger.info("The teacher is %s (%s, %s).", teacher.name, teacher.mode, teacher.dtype)
+    if loop.targets:
+        teacher = loop.targets.teacher
+        logger.info(f"The teacher is {teacher.name} ({teacher.mode}, {teacher.dtype}).")
     if sampler.dropped_places:
         logger.warning(
-            "%d places with fewer than %d photos are left out, and with them %d photos.",
-            sampler.dropped_places,
-            arguments.images_per_place,
-            sampler.dropped_images,
+            f"{sampler.dropped_places} places with fewer than {arguments.images_per_place} photos are left out, and "
+            f"with them {sampler.dropped_images} photos."
         )
 
 
 def _finish(loop: TrainingLoop) -> TrainingResult:
     """Puts the best weights, or the last ones, where the checkpoint belongs, and draws the plots."""
-    folder, progress = loop.folder, loop.progress
-    if progress.best_step < 0:
-        loop.checkpoint.write(folder.checkpoint, progress)
-    elif loop.accelerator.is_main_process:
-        copy_folder(folder.best_folder(progress.best_step), folder.checkpoint)
+    folder, progress, best = loop.folder, loop.progress, loop.progress.best_step >= 0
+    if not best:
+        loop.save_checkpoint(folder.checkpoint)
     if loop.accelerator.is_main_process:
+        if best:
+            folder.take_best(progress.best_step)
         draw_plots(folder.records(), folder.root)
     loop.accelerator.wait_for_everyone()
-    best = progress.best_step >= 0
     return TrainingResult(
         checkpoint=folder.checkpoint,
         steps=progress.step,
