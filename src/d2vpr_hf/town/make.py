@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..files import replace_file
 from ..photos.names import UtmName
+from .facades import read_facades
 from .plan import Street, lay_out_street
 from .scene import render
 from .shots import Shots, plan_database, plan_easy_queries, plan_queries, plan_training_shots
@@ -58,6 +59,11 @@ def make_town(
     easy_queries: int | None = None,
     height: int = 240,
     width: int = 320,
+    moved: bool = False,
+    seasons: bool = False,
+    alike: float = 0.0,
+    landmarks: bool = False,
+    facades: str | Path | None = None,
     device: str | torch.device = "cpu",
     batch_size: int = 1,
     progress: bool = False,
@@ -80,6 +86,12 @@ def make_town(
         queries: number of queries, default two a place and at least 100; none in GSV-Cities' layout.
         easy_queries: number of easy queries, default one a place; none in GSV-Cities' layout.
         height, width: of the photos, in pixels.
+        moved: take queries up to 18 m along the street from their place, at zooms from 0.6 to 1.6; in GSV-Cities'
+            layout all photos, which look at one house front from up to 20 m along the street to either side.
+        seasons: snow that lies, bare and brown trees, and wet roads, in queries and in GSV-Cities' layout.
+        alike: share of houses, 0 to 1, that look like the one beside them but for details.
+        landmarks: towers behind the houses, each of a kind of its own.
+        facades: folder of photos of facades, seen from the front, that most houses have for fronts.
         device: where the photos are drawn; on the CPU by as many workers as `torch.get_num_threads()`.
         batch_size: photos drawn at a time; more than one pays on an accelerator.
         progress: show a bar on stderr.
@@ -100,22 +112,28 @@ def make_town(
     ):  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, int) or value < low:
             raise ValueError(f"make_town: {name} is {value!r}, but must be an integer of at least {low}.")
+    if not 0 <= alike <= 1:
+        raise ValueError(f"make_town: alike is {alike!r}, but must be a share from 0 to 1.")
+    photos = None if facades is None else read_facades(facades)
     root = Path(folder)
     _clear_earlier_town(root)
 
-    street = lay_out_street(places, seed)
+    street = lay_out_street(places, seed, alike=alike, landmarks=landmarks, facades=photos)
+    changes = {"moved": moved, "seasons": seasons}
     random = torch.Generator().manual_seed(seed + 1)
     if layout == "gsv":
-        shots = plan_training_shots(street.places, views, random)
+        shots = plan_training_shots(street, views, random, **changes)
     else:
         shots = database = plan_database(street.places, views, random)
         if count := max(2 * places, 100) if queries is None else queries:
-            shots = Shots.join([shots, plan_queries(street.places, database, count, random)])
+            shots = Shots.join([shots, plan_queries(street.places, database, count, random, **changes)])
         if count := places if easy_queries is None else easy_queries:
             shots = Shots.join([shots, plan_easy_queries(database, count, random)])
     files, table = _name_files(shots, layout, random)
 
     settings = {"places": places, "views": views, "seed": seed, "layout": layout, "height": height, "width": width}
+    changes |= {"alike": alike, "landmarks": landmarks, "facades": None if facades is None else str(facades)}
+    settings |= {name: value for name, value in changes.items() if value}
     record = {"made_by": "d2vpr_hf.make_town", **settings, "files": [*files, *table]}
     # First, so that a town that is broken off can be replaced too.
     replace_file(root / RECORD, json.dumps(record, indent=1))

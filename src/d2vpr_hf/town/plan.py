@@ -1,13 +1,15 @@
 """The plan of a made-up town: where its streets, houses, trees, lamps and parking bays are, as tensors by seed."""
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from .facades import count_facades, facade_at
 from .noise import tiling_noise
 
 BLOCK_M = 120.0  # from one crossing to the next
@@ -48,8 +50,9 @@ HOUSE_ROWS = (
     "number", "storeys", "ground_m", "storey_m", "roof", "roof_m", "material", "wall_red", "wall_green", "wall_blue",
     "trim", "accent", "door_accent", "columns", "window_width", "window_height", "sill_m", "arched", "panes_across",
     "panes_up", "shutters", "blank", "balconies", "band", "shop", "awning", "door_column", "ground_columns", "banner",
-    "roof_tint",
+    "roof_tint", "photo",
 )  # fmt: skip
+COLOUR_ROWS = [HOUSE_ROWS.index(f"wall_{colour}") for colour in ("red", "green", "blue")]
 
 
 class Tensors:
@@ -90,11 +93,13 @@ class Street(Tensors):
     boards: Tensor  # (boards, 8) trees, lamps: kind, east, north, height_m, radius_m, foot of crown_m, tint, number
     bays: Tensor  # (bays, 3) parking bays: east, north, and 1 where the street runs north-south
     places: Tensor  # (places, 3) east, north, and the street's course: 0 north-south, 1 east-west, 2 a crossing
+    facades: Tensor  # (3, texels) photos that houses have for fronts (see facades.py), often none
     noise: Tensor  # (512, 512) fractal noise that tiles, mean 0, about -1 to 1
 
     def houses_at(self, rows: Tensor) -> dict[str, Tensor]:
         """The attributes of houses by their names, each of the rows' shape."""
-        return dict(zip(HOUSE_ROWS, self.houses[:, rows], strict=True))
+        found = self.houses.index_select(1, rows.flatten()).unflatten(1, rows.shape)
+        return dict(zip(HOUSE_ROWS, found, strict=True))
 
     def beside(self, east: Tensor, north: Tensor) -> "Beside":
         """Where points lie in the streets nearest to them."""
@@ -122,12 +127,17 @@ class Beside:
     offset_y: Tensor
 
 
-def lay_out_street(places: int, seed: int) -> Street:
+def lay_out_street(
+    places: int, seed: int, *, alike: float = 0.0, landmarks: bool = False, facades: Tensor | None = None
+) -> Street:
     """A town with room for `places` places, all of it drawn from `seed`.
 
     Args:
         places: how many places it has, each at least `PLACE_SPACING_M` from the next.
         seed: any integer; the same seed and number of places give the same town.
+        alike: share of houses that look like the one to their left but for details.
+        landmarks: towers behind the houses of some blocks, each of a kind of its own.
+        facades: photos (see `read_facades`) that most houses have for fronts.
     """
     random = torch.Generator().manual_seed(seed)
     blocks = 1
@@ -136,7 +146,7 @@ def lay_out_street(places: int, seed: int) -> Street:
     lines = blocks + 3  # the town's own blocks + 1 streets, and one more on each side
     half_width_x, half_width_y = 8.4 + 2.8 * torch.rand(2, lines, generator=random)
     walls, wall_house, wall_kind, widths = _build_walls(half_width_x.tolist(), half_width_y.tolist(), random)
-    return Street(
+    street = Street(
         half_width_x=half_width_x,
         half_width_y=half_width_y,
         walls=walls,
@@ -146,8 +156,16 @@ def lay_out_street(places: int, seed: int) -> Street:
         boards=_plant_boards(half_width_x, half_width_y, random),
         bays=_mark_bays(half_width_x, half_width_y),
         places=_choose_places(blocks, places, random),
+        facades=torch.empty(3, 0, dtype=torch.uint8) if facades is None else facades,
         noise=tiling_noise(random),
     )
+    # Whatever may be left out comes last and draws apart, so that the rest of a town stays as it is.
+    random = torch.Generator().manual_seed(seed + 2)
+    if alike:
+        street = _repeat_houses(street, alike, random)
+    if facades is not None:
+        street = _hang_photos(street, random)
+    return _raise_towers(street, random) if landmarks else street
 
 
 def _choose_places(blocks: int, count: int, random: torch.Generator) -> Tensor:
@@ -264,8 +282,67 @@ def _design_houses(widths: Tensor, random: torch.Generator) -> Tensor:
         "ground_columns": ground_columns,
         "banner": chance(0.28) * uniform(0.1, 0.9),
         "roof_tint": uniform(0.0, 1.0),
+        "photo": torch.full((count,), -1.0),
     }
     return torch.stack([rows[name] for name in HOUSE_ROWS])
+
+
+def _repeat_houses(street: Street, share: float, random: torch.Generator) -> Street:
+    """Rows of houses alike: some take over what their left neighbour has, but for what people change."""
+    houses = street.houses.clone()
+    own = {"number", "accent", "door_accent", "door_column", "banner", "awning", "shutters", "balconies"}
+    rows = torch.tensor([i for i, name in enumerate(HOUSE_ROWS) if name not in own])
+    follows = torch.rand(houses.shape[1], generator=random) < share
+    tone = 0.94 + 0.12 * torch.rand(houses.shape[1], generator=random)
+    for house in range(1, houses.shape[1]):
+        if follows[house]:
+            houses[rows, house] = houses[rows, house - 1]
+            houses[COLOUR_ROWS, house] *= tone[house]
+            door = HOUSE_ROWS.index("door_column")
+            houses[door, house] = houses[door, house].minimum(houses[HOUSE_ROWS.index("ground_columns"), house] - 1)
+    return replace(street, houses=houses)
+
+
+def _hang_photos(street: Street, random: torch.Generator) -> Street:
+    """Five of six houses show a photo, which neighbours never share, and the rest of their wall in its colours."""
+    houses, count = street.houses.clone(), count_facades(street.facades)
+    hung = torch.rand(houses.shape[1], generator=random) < 5 / 6
+    order = torch.cat([torch.randperm(count, generator=random) for _ in range(houses.shape[1] // count + 1)])
+    photo = order[: houses.shape[1]]
+    beside_a_window, low = torch.full((count,), 0.03), torch.full((count,), 0.45)
+    tone = facade_at(street.facades, torch.arange(count), beside_a_window, low, low * 1e3)
+    houses[HOUSE_ROWS.index("photo")] = torch.where(hung, photo, -1).float()
+    houses[COLOUR_ROWS] = torch.where(hung, tone[:, photo], houses[COLOUR_ROWS])
+    return replace(street, houses=houses)
+
+
+def _raise_towers(street: Street, random: torch.Generator) -> Street:
+    """Towers inside of half of the blocks, 20 to 40 m high, in colours that houses don't have."""
+    blocks = [(x, y) for x in range(len(street.half_width_x) - 1) for y in range(len(street.half_width_y) - 1)]
+    chosen = torch.randperm(len(blocks), generator=random)[: math.ceil(len(blocks) / 2)].tolist()
+    count = len(chosen)
+    draw = torch.rand(8, count, generator=random)
+    middle = BLOCK_M * (torch.tensor([blocks[i] for i in chosen]) - 0.5) + 44 * (draw[:2].T - 0.5)
+    half = (2.5 + 2.5 * draw[2])[:, None]
+    corners = torch.stack([middle + half * torch.tensor(each) for each in ((-1, -1), (1, -1), (1, 1), (-1, 1))], dim=1)
+    walls = torch.cat([corners, corners.roll(-1, dims=1)], dim=-1).flatten(0, 1)
+    first = street.houses.shape[1]
+    towers = _design_houses(2 * half[:, 0], random)
+    changed = {
+        "number": first + torch.arange(count), "storeys": (5 + 6 * draw[3]).round(), "storey_m": 3.0 + 0.8 * draw[4],
+        "roof_m": 3 + 7 * draw[5], "shop": 0 * half[:, 0], "banner": 0 * half[:, 0], "photo": 0 * half[:, 0] - 1,
+    }  # fmt: skip
+    for name, values in changed.items():
+        towers[HOUSE_ROWS.index(name)] = values.float()
+    hue = torch.stack([draw[6], (draw[6] + 1 / 3) % 1, (draw[6] + 2 / 3) % 1])
+    towers[COLOUR_ROWS] = (0.12 + 0.55 * (2 * hue - 1).abs()) * (0.7 + 0.5 * draw[7])
+    return replace(
+        street,
+        walls=torch.cat([street.walls, walls]),
+        wall_house=torch.cat([street.wall_house, first + torch.arange(count).repeat_interleave(4)]),
+        wall_kind=torch.cat([street.wall_kind, torch.full((4 * count,), Wall.FRONT)]),
+        houses=torch.cat([street.houses, towers], dim=1),
+    )
 
 
 def _along_streets(half_width_x: Tensor, half_width_y: Tensor, spacing_m: float) -> tuple[Tensor, ...]:

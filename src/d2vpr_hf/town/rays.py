@@ -110,9 +110,9 @@ def cast_rays(street: Street, cameras: Cameras, weather: Weather, height: int, w
                 right = boards["right"][:, k].flatten().index_select(0, slot)
                 offset = distance * course.flatten().index_select(0, near) - right
                 pixel = distance / focal.index_select(0, view)
-                distance = torch.where(
-                    board_mask(street.noise, board, offset, z_0 + m * distance, pixel), distance, FAR_M
-                )
+                bare = weather.leaves.index_select(0, view) < 0.5
+                met = board_mask(street.noise, board, offset, z_0 + m * distance, pixel, bare)
+                distance = torch.where(met, distance, FAR_M)
             closer = distance < ahead.flatten().index_select(0, near)
             at = near[closer]
             ahead.view(-1)[at] = distance[closer]

@@ -125,7 +125,8 @@ def _expose(street: Street, weather: Weather, rays: Rays) -> Tensor:
     ):  # fmt: skip
         at = (kind == this).nonzero()[:, 0]
         if len(at):
-            light[:, at] = shader(street, weather, rays, hits[at])
+            these = hits.each(lambda values, at=at: values.index_select(0, at))
+            light[:, at] = shader(street, weather, rays, these)
     picture = torch.empty(3, batch * height * width, device=view.device)
     picture[:, once] = light[:, : len(once)]
     picture[:, often] = light[:, len(once) :].view(3, -1, SUPERSAMPLE**2).mean(dim=2)
@@ -177,7 +178,7 @@ def _light_boards(street: Street, weather: Weather, rays: Rays, hits: _Hits) -> 
     points = _Points.of(hits, rays, weather)
     board = street.boards.index_select(0, hits.of(rays.boards["row"]))
     x = hits.ahead * hits.course - hits.of(rays.boards["right"])
-    surface = shade_boards(street.noise, board, x, points.z, points.weather.lamps, points.weather.snow)
+    surface = shade_boards(street.noise, board, x, points.z, points.weather)
     # Rounded across, and turned half to the sky.
     east, north = rays.forward.index_select(0, hits.view).unbind(1)
     bulge = (x / board[:, 4]).clamp(-1, 1)
@@ -322,7 +323,7 @@ def _add_halos(street: Street, cameras: Cameras, weather: Weather, light: Tensor
 
 def _add_fall(noise: Tensor, weather: Weather, light: Tensor) -> Tensor:
     """Streaks of rain and flakes of snow in front of the scene."""
-    if not bool(((weather.wet > 0.5) | (weather.snow > 0)).any()):
+    if not bool((weather.fall > 0).any()):
         return light
     _, _, height, width = light.shape
     row = torch.arange(height, device=light.device)[:, None].expand(height, width)
@@ -330,13 +331,13 @@ def _add_fall(noise: Tensor, weather: Weather, light: Tensor) -> Tensor:
     visit = weather.visit[:, None, None]
     lane = column + row // 8  # the wind slants them
     streak = hash01(lane, visit % 65521, (row + hash01(lane, visit % 65521, 5) * 90).long() // 18, 6) > 0.965
-    total = torch.where((weather.wet > 0.9)[:, None, None], 0.13 * streak.float(), 0.0)
+    total = torch.where(((weather.wet > 0.9) & (weather.fall > 0))[:, None, None], 0.13 * streak.float(), 0.0)
     for size, share in ((3, 0.004), (5, 0.010), (9, 0.012)):
         cell_row, cell_column = row // size, column // size
         there = hash01(cell_row + 1, cell_column + 1, visit % 65521, size) < share * 2.2
         from_middle = ((row % size - size / 2 + 0.5).square() + (column % size - size / 2 + 0.5).square()).sqrt()
         flake = (1.1 - from_middle / (size * 0.42)).clamp(0, 1) * there
-        total = torch.maximum(total, flake * (weather.snow > 0.5)[:, None, None] * 0.75)
+        total = torch.maximum(total, flake * ((weather.snow > 0.5) & (weather.fall > 0))[:, None, None] * 0.75)
     return torch.lerp(light, weather.sky_light[:, :, None, None].expand_as(light) * 1.15, total[:, None])
 
 

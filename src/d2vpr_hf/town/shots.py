@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from .plan import Street
 from .rays import Cameras
 from .weather import CONDITIONS, Weather, draw_weather
 
@@ -15,6 +16,8 @@ HARD_CONDITIONS = ("night", "fog", "rain", "snow")
 DATABASE_REACH_M, QUERY_REACH_M, TRAINING_REACH_M = (3.0, 1.2), (3.5, 1.6), (5.0, 2.0)
 QUERY_TURN_DEG = (4.0, 18.0)
 NEAR_SHARE, NEAR_M, NEAR_TURN_DEG = 0.33, (0.6, 1.6), (1.0, 5.0)
+# Of photos that are taken from wherever one passes.
+MOVED_ALONG_M, QUERY_MOVED_ALONG_M, MOVED_TURN_DEG, LOOKS_AT_M, ZOOMS = 20.0, 18.0, 12.0, 15.0, (0.6, 1.6)
 EASY_RADIUS_M, EASY_TURN_DEG = 0.6, 2.5
 
 
@@ -79,7 +82,9 @@ def plan_database(places: Tensor, views: int, random: torch.Generator) -> Shots:
     return Shots(["database"] * count, place.tolist(), cameras, weather, conditions)
 
 
-def plan_queries(places: Tensor, database: Shots, count: int, random: torch.Generator) -> Shots:
+def plan_queries(
+    places: Tensor, database: Shots, count: int, random: torch.Generator, *, moved: bool = False, seasons: bool = False
+) -> Shots:
     """Other positions, headings, hours and weather, each overlapping one database photo."""
     seen = _spread_over(database, len(places), count, random)
     place = torch.tensor(database.place)[seen]
@@ -106,7 +111,9 @@ def plan_queries(places: Tensor, database: Shots, count: int, random: torch.Gene
         torch.where(near, like.roll_deg, _turn(count, 0, 2, random)),
         torch.where(near, like.field_deg, _uniform(count, 68, 78, random)),
     )
-    weather = draw_weather(conditions, random, traffic=(0.15, 0.6))
+    if moved:
+        cameras = _move_queries(like, places[place], cameras, random)
+    weather = draw_weather(conditions, random, traffic=(0.15, 0.6), seasons=seasons)
     return Shots(["queries"] * count, place.tolist(), cameras, weather, conditions)
 
 
@@ -137,8 +144,11 @@ def _spread_over(database: Shots, places: int, count: int, random: torch.Generat
     return torch.cat(rounds)[:count] * views + torch.randint(views, (count,), generator=random)
 
 
-def plan_training_shots(places: Tensor, views: int, random: torch.Generator) -> Shots:
-    """All photos of a place in one direction, at different hours and in different weather."""
+def plan_training_shots(
+    street: Street, views: int, random: torch.Generator, *, moved: bool = False, seasons: bool = False
+) -> Shots:
+    """All photos of a place in one direction, or of one house front, at different hours and in different weather."""
+    places = street.places
     place = torch.arange(len(places)).repeat_interleave(views)
     count = len(place)
     heading = _uniform(len(places), 0, 360, random).repeat_interleave(views)
@@ -155,5 +165,66 @@ def plan_training_shots(places: Tensor, views: int, random: torch.Generator) -> 
         _turn(count, 0, 2, random),
         _uniform(count, 68, 78, random),
     )
-    weather = draw_weather(conditions, random, traffic=(0.1, 0.8))
+    if moved:
+        # By day mostly: what changes here is the stand.
+        by_day = (torch.rand(count, generator=random) < 0.45).tolist()
+        conditions = ["day" if day else name for day, name in zip(by_day, conditions, strict=True)]
+        cameras = _move_about(street, place, cameras, random)
+    weather = draw_weather(conditions, random, traffic=(0.1, 0.8), seasons=seasons)
     return Shots(["database"] * count, place.tolist(), cameras, weather, conditions)
+
+
+def _move_about(street: Street, place: Tensor, cameras: Cameras, random: torch.Generator) -> Cameras:
+    """Cameras up to 20 m along the street from the place, on the road or the pavement, which look at a front there."""
+    count = len(place)
+    # What a place's photos look at: a front across the street from its middle, or the corner of a crossing.
+    east, north, course = street.places.unbind(1)
+    at = street.beside(east, north)
+    side_x, side_y, shift = (torch.randint(2, (len(east),), generator=random) * 2 - 1 for _ in range(3))
+    shift = shift * _uniform(len(east), 0, 4, random)
+    front_x, front_y = east + side_x * at.half_x, north + side_y * at.half_y
+    crossing = course == 2
+    target_east = torch.where(course == 1, east + shift, front_x + torch.where(crossing, side_x * shift.abs(), 0))
+    target_north = torch.where(course == 0, north + shift, front_y)
+    # Where each stands: along its street, from the far pavement to the near lane.
+    along, draw = _uniform(count, -MOVED_ALONG_M, MOVED_ALONG_M, random), torch.rand(4, count, generator=random)
+    east_west = torch.where(crossing[place], draw[0] < 0.5, course[place] == 1)
+    half = torch.where(east_west, at.half_y[place], at.half_x[place])
+    on_pavement = (draw[1] < 0.5) & ~crossing[place]
+    away = torch.where(on_pavement, half - 1 - 1.4 * draw[2], (half - 6.2).clamp(min=1.5) * (2 * draw[2] - 1))
+    across = -torch.where(east_west, side_y[place], side_x[place]) * away
+    stand_east = east[place] + torch.where(east_west, along, across)
+    stand_north = north[place] + torch.where(east_west, across, along)
+    heading = torch.rad2deg(torch.atan2(target_east[place] - stand_east, target_north[place] - stand_north))
+    return replace(
+        cameras,
+        east=stand_east,
+        north=stand_north,
+        heading_deg=(heading + _turn(count, 0, MOVED_TURN_DEG, random)) % 360,
+        roll_deg=_turn(count, 0, 5, random),
+        field_deg=_zoomed(cameras.field_deg, draw[3]),
+    )
+
+
+def _move_queries(like: Cameras, places: Tensor, cameras: Cameras, random: torch.Generator) -> Cameras:
+    """Cameras up to 18 m along the street from the place, which look at what a database photo looks at."""
+    east, north = _stand(places, QUERY_MOVED_ALONG_M, QUERY_REACH_M[1], random)
+    course = torch.deg2rad(like.heading_deg)
+    towards_east, towards_north = like.east + LOOKS_AT_M * course.sin(), like.north + LOOKS_AT_M * course.cos()
+    heading = torch.rad2deg(torch.atan2(towards_east - east, towards_north - north))
+    # Whoever stands closer to it than 6 m looks as the database photo does.
+    close = (towards_east - east).square() + (towards_north - north).square() < 36
+    return replace(
+        cameras,
+        east=east,
+        north=north,
+        heading_deg=torch.where(close, like.heading_deg, heading + _turn(len(east), 0, MOVED_TURN_DEG, random)) % 360,
+        roll_deg=_turn(len(east), 0, 4, random),
+        field_deg=_zoomed(cameras.field_deg, torch.rand(len(east), generator=random)),
+    )
+
+
+def _zoomed(field_deg: Tensor, draw: Tensor) -> Tensor:
+    """Fields of view at a zoom of 0.6 to 1.6, by draws from 0 to 1."""
+    zoom = ZOOMS[0] * (ZOOMS[1] / ZOOMS[0]) ** draw
+    return 2 * torch.rad2deg(torch.atan(torch.tan(torch.deg2rad(field_deg) / 2) / zoom))

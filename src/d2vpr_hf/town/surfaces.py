@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .facades import HEIGHT, WIDTH, facade_at
 from .noise import hash01, inside, mix, noise_at
 from .plan import ACCENT_COLOURS, PAVEMENT_M, Board, Material, Roof, Street, Wall
 from .weather import Weather
@@ -150,9 +151,25 @@ def shade_walls(street: Street, at: OnWall, weather: Weather) -> Surface:
     albedo = mix(albedo, trim * 0.7, slab)
 
     albedo, glow = _signs(a, at, albedo, glow, accent, lamps)
+    if street.facades.shape[1]:
+        albedo, glow, glass = _with_photos(street, at, a, albedo, glow, glass)
     ledge = inside(up, low - 0.20, low - 0.02, blur_z) * inside(across, -half - 0.2, half + 0.2, blur_u) * has_window
     albedo = mix(albedo, (0.88, 0.90, 0.94), ledge * snow * front)
     return Surface(albedo=albedo, glow=glow, gloss=glass * 0.6 * (1 - curtain))
+
+
+def _with_photos(
+    street: Street, at: OnWall, a: dict[str, Tensor], albedo: Tensor, glow: Tensor, glass: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The fronts of some houses from the ground up as a photo shows them, as far as it reaches."""
+    reach = at.length * HEIGHT / WIDTH
+    shown = ((at.kind == Wall.FRONT) & (a["photo"] >= 0) & (at.z < reach)).nonzero()[:, 0]
+    length, reach = at.length[shown], reach[shown]
+    across, up = at.u[shown] / length, at.z[shown] / reach
+    photo = facade_at(street.facades, a["photo"][shown], across, up, at.blur_u[shown] / length * WIDTH)
+    albedo, glow, glass = albedo.clone(), (glow + 0 * albedo).clone(), glass.clone()
+    albedo[:, shown], glow[:, shown], glass[shown] = photo, 0.0, 0.0
+    return albedo, glow, glass
 
 
 def _masonry(noise: Tensor, a: dict[str, Tensor], u: Tensor, z: Tensor, blur_z: Tensor, number: Tensor) -> Tensor:
@@ -272,35 +289,50 @@ def shade_ground(street: Street, east: Tensor, north: Tensor, blur: Tensor, wet:
     return Surface(albedo=albedo, gloss=wet * puddle)
 
 
-def board_mask(noise: Tensor, board: Tensor, x: Tensor, z: Tensor, blur: Tensor) -> Tensor:
+def board_mask(noise: Tensor, board: Tensor, x: Tensor, z: Tensor, blur: Tensor, bare: Tensor) -> Tensor:
     """(points,) True where a tree or lamp is solid, x metres right of its middle and z metres up.
 
     Args:
         board: (points, 8) rows of `Street.boards`.
         blur: (points,) size of the pixel in metres.
+        bare: (points,) whether trees have lost their leaves.
     """
     kind, height, radius, foot, number = board[:, 0], board[:, 3], board[:, 4], board[:, 5], board[:, 7]
     middle, half = (height + foot) / 2, (height - foot) / 2
     leaves = noise_at(noise, x * 0.9 + number * 3.7, z * 0.9) * 0.55 + 0.25 * noise_at(noise, z * 3 + number, x * 3)
     crown = (x / radius) ** 2 + ((z - middle) / half) ** 2 < 0.85 + leaves
+    if bool(bare.any()):
+        crown = crown & (~bare | _is_branch(noise, x, z, number, middle, blur))
     trunk = (x.abs() < (0.13 + 0.02 * (2.5 - z)).maximum(blur * 0.4)) & (z < middle)
     post = (x.abs() < torch.full_like(x, 0.07).maximum(blur * 0.4)) & (z < height - 0.2)
     head = (x.abs() < 0.34) & (z > height - 0.3) & (z < height)
     return torch.where(kind == Board.LAMP, post | head, crown | trunk) & (z > 0)
 
 
-def shade_boards(noise: Tensor, board: Tensor, x: Tensor, z: Tensor, lamps: Tensor, snow: Tensor) -> Surface:
+def _is_branch(noise: Tensor, x: Tensor, z: Tensor, number: Tensor, middle: Tensor, blur: Tensor) -> Tensor:
+    """(points,) True on the twigs of a bare tree, which rise and fork outwards; finer than a pixel they thin out."""
+    shift = number * 3.7
+    side, rise = x + 0.35 * noise_at(noise, z * 0.5 + shift, x * 0.5), z - middle
+    fan = side / (rise.abs() + 1.2)
+    limb = ((fan * 3.1 + 0.3 * noise_at(noise, z * 0.8, shift)).frac().abs() - 0.5).abs() < 0.07 + 0.3 * blur
+    twig = noise_at(noise, x * 1.6 + shift, z * 1.1).abs() < 0.07
+    return limb | (twig & (noise_at(noise, z * 5 + number, x * 5) > 2 * blur - 0.3))
+
+
+def shade_boards(noise: Tensor, board: Tensor, x: Tensor, z: Tensor, weather: Weather) -> Surface:
     """Leaves, trunks, posts and lamp heads at (points,) metres right of their middle and above the ground."""
     kind, height, radius, foot, tint, number = (board[:, i] for i in (0, 3, 4, 5, 6, 7))
+    lamps, snow = weather.lamps, weather.snow
     middle, half = (height + foot) / 2, (height - foot) / 2
     leafy = (x / radius) ** 2 + ((z - middle) / half) ** 2 < 0.85 + 0.7
-    leafy = leafy & ((z > foot) | (x.abs() > 0.2))
+    leafy = leafy & ((z > foot) | (x.abs() > 0.2)) & (weather.leaves > 0.5)
     clumps = noise_at(noise, x * 1.3 + number * 3.7, z * 1.3) * 0.5 + noise_at(noise, z * 4 + number, x * 4) * 0.35
     top = ((z - middle) / half).clamp(-1, 1)
     green = torch.stack([0.07 + 0.10 * tint, 0.145 - 0.01 * tint, 0.035 + 0 * tint])
-    leaves = green * (1 + 0.45 * top + 0.7 * clumps).clamp(0.25, 2.2)
+    leaves = mix(green, (0.30, 0.14, 0.03), weather.autumn) * (1 + 0.45 * top + 0.7 * clumps).clamp(0.25, 2.2)
     leaves = mix(leaves, (0.85, 0.88, 0.92), snow * (0.45 + 0.4 * top + 0.6 * clumps).clamp(0, 0.95))
     bark = _rgb(x, 0.11, 0.085, 0.065) * (1 + 0.4 * clumps).clamp(min=0.3)
+    bark = mix(bark, (0.85, 0.88, 0.92), snow * (1 - weather.leaves) * (0.35 + 0.5 * clumps).clamp(0, 0.6))
     albedo = torch.where(leafy, leaves, bark)
     is_lamp = kind == Board.LAMP
     albedo = torch.where(is_lamp, torch.full_like(albedo, 0.10), albedo)

@@ -1,7 +1,7 @@
 """Light and weather of a street scene: what differs between two visits to the same place."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ class Weather(Tensors):
     lit_share: Tensor  # (batch,) share of windows with light behind them
     wet: Tensor  # (batch,) 0 to 1
     snow: Tensor  # (batch,) 0 to 1
+    fall: Tensor  # (batch,) 1 where rain or snow is falling
+    leaves: Tensor  # (batch,) 1 where trees have them, 0 where they are bare
+    autumn: Tensor  # (batch,) 0 for green leaves to 1 for brown ones
     traffic: Tensor  # (batch,) share of parking bays that are taken
     exposure: Tensor  # (batch,) factor before the camera's tone curve
     tint: Tensor  # (batch, 3) white balance
@@ -92,7 +95,12 @@ _RANGES = {
 
 
 def draw_weather(
-    conditions: list[str], random: torch.Generator, *, traffic: tuple[float, float] = (0.3, 0.8), steady: bool = False
+    conditions: list[str],
+    random: torch.Generator,
+    *,
+    traffic: tuple[float, float] = (0.3, 0.8),
+    steady: bool = False,
+    seasons: bool = False,
 ) -> Weather:
     """Weather for a batch of photos, one condition each.
 
@@ -100,6 +108,7 @@ def draw_weather(
         conditions: names out of `CONDITIONS`, one a photo.
         random: a CPU generator, from which everything is drawn.
         traffic: range of the share of parking bays that are taken.
+        seasons: snow that lies, bare trees and brown ones, and roads that are still wet; else it is summer.
         steady: one sun and one sky for all photos of a condition, as if taken within one hour.
     """
     if unknown := sorted(set(conditions) - set(CONDITIONS)):
@@ -123,7 +132,7 @@ def draw_weather(
     clouds = between("clouds", 2)
     tint = 1 + 0.10 * (torch.stack([draw[:, 3], torch.full_like(draw[:, 3], 0.5), 1 - draw[:, 3]], dim=1) - 0.5)
     low, high = traffic
-    return Weather(
+    weather = Weather(
         sun=sun,
         sun_light=fixed("sun") * (between("sun_strength", 4) * (1.15 - 0.9 * clouds))[:, None],
         sky_light=fixed("sky"),
@@ -135,9 +144,29 @@ def draw_weather(
         lit_share=between("lit", 7),
         wet=fixed("wet"),
         snow=fixed("snow"),
+        fall=torch.tensor([float(name in ("rain", "snow")) for name in conditions]),
+        leaves=torch.ones(count),
+        autumn=torch.zeros(count),
         traffic=low + (high - low) * torch.rand(count, generator=random),
         exposure=between("exposure", 8),
         tint=tint,
         grain=between("grain", 9),
         visit=torch.randint(2**31 - 1, (count,), generator=random),
+    )
+    return _in_season(weather, random) if seasons else weather
+
+
+def _in_season(weather: Weather, random: torch.Generator) -> Weather:
+    """Two fifths summer, three tenths winter, mostly with snow, two tenths autumn, and the rest after rain."""
+    season, amount, snows = torch.rand(3, len(weather), generator=random)
+    winter, autumn, wet = (season > 0.4) & (season <= 0.7), (season > 0.7) & (season <= 0.9), season > 0.9
+    winter = winter | (weather.snow > 0)
+    raining = (weather.fall > 0) & (weather.snow == 0)
+    lies = winter & ~raining & (snows < 0.65)
+    return replace(
+        weather,
+        snow=torch.maximum(weather.snow, lies * (0.55 + 0.45 * amount)),
+        wet=torch.maximum(weather.wet, (wet | (autumn & (snows < 0.5)) | (winter & ~lies)) * (0.3 + 0.5 * amount)),
+        leaves=(~winter & ~(autumn & (amount < 0.25))).float(),
+        autumn=autumn * (0.3 + 0.7 * amount),
     )
