@@ -105,7 +105,7 @@ def test_a_bare_tree_lets_the_sky_through_and_a_brown_one_is_not_green():
 
     empty = render(replace(scene, boards=tree + 1e5), camera, day, height=96, width=128)[0].float()
     leafy, bare, brown = draw(), draw(leaves=torch.zeros(1)), draw(autumn=torch.ones(1))
-    covered = [((photo - empty).abs().sum(dim=2) > 40).float().mean() for photo in (leafy, bare, brown)]
+    covered = [((photo - empty).abs().sum(dim=2) > 40).float().mean().item() for photo in (leafy, bare, brown)]
     assert covered[0] == pytest.approx(covered[2], abs=0.01)
     assert covered[0] > 2 * covered[1] > 0.05
     crown = (leafy - empty).abs().sum(dim=2) > 40
