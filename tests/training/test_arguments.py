@@ -67,7 +67,12 @@ def test_what_a_run_writes_down_makes_the_same_run():
         (FINETUNE | {"mixed_precision": "fp8"}, "no, fp16 or bf16"),
         (FINETUNE | {"resume": "maybe"}, "true or false"),
         (FINETUNE | {"model": None}, "neither of model and model_config"),
-        (FINETUNE | {"model_config": {}}, "both of model and model_config"),
+        (
+            FINETUNE | {"model": None, "model_config": {}, "recovery_start": "pass_through"},
+            "recovery_start is pass_through",
+        ),
+        (FINETUNE | {"head_start": "whitened"}, "there is no new head"),
+        (FINETUNE | {"head_dim": 8, "head_first_share": 0.9}, "head_first_share is 0.9 with head_start random"),
         (FINETUNE | {"model": None, "model_config": "nowhere.json"}, "nowhere.json is no file"),
         (FINETUNE | {"model": None, "model_config": "{1}"}, "is no JSON"),
         (FINETUNE | {"images_per_place": 1}, "positive pair needs at least 2"),

@@ -63,7 +63,16 @@ class TrainingArguments:
         None, "what to start from: a folder or Hub name of D2-VPR, CricaVPR or (new adapters) DINOv2", MODEL
     )
     model_config: dict | str | None = key(
-        None, "instead: a configuration (JSON, or its file) of a new model with random weights", MODEL
+        None,
+        "instead: a configuration (JSON, or its file) of a new model with random weights; beside a model of DINOv2: "
+        "fields of the student",
+        MODEL,
+    )
+    recovery_start: Literal["random", "pass_through"] = key(
+        "random",
+        "of a student from DINOv2. pass_through: the last of its recovery layers as it is, which knows places before "
+        "any training",
+        MODEL,
     )
     head_dim: int | None = key(
         None, "give the model a learned compact head of this many numbers, such as 512 or 256", MODEL
@@ -94,6 +103,11 @@ class TrainingArguments:
     teacher_sees: Literal["augmented", "plain"] = key(
         "augmented",
         "plain: the photo as it is, while the student sees it augmented and so learns to look through the changes",
+        TEACHER,
+    )
+    teacher_image_size: int | None = key(
+        None,
+        "pixels a side of the photos that it sees plain, a multiple of 14 (default: as many as the student's)",
         TEACHER,
     )
     teacher_cache: str | None = key(
@@ -188,7 +202,7 @@ class TrainingArguments:
         }  # fmt: skip
         optional = {
             "max_steps": 1, "validate_every": 1, "patience": 1, "threads": 1, "head_dim": 1, "image_size": 14,
-            "teacher_whitening": 2,
+            "teacher_image_size": 14, "teacher_whitening": 2,
         }  # fmt: skip
         for name, least in (at_least | optional).items():
             value = getattr(self, name)
@@ -200,13 +214,23 @@ class TrainingArguments:
             raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0.")
         if self.augmentation_magnitude not in range(31):
             raise ValueError(f"augmentation_magnitude is {self.augmentation_magnitude}, but must be 0 to 30.")
-        if self.image_size is not None and self.image_size % 14:
-            raise ValueError(f"image_size is {self.image_size}, but must be a multiple of 14 pixels, such as 224.")
-        if (self.model is None) == (self.model_config is None):
-            found = "both" if self.model else "neither"
+        for name in ("image_size", "teacher_image_size"):
+            if (size := getattr(self, name)) is not None and size % 14:
+                raise ValueError(f"{name} is {size}, but must be a multiple of 14 pixels, such as 224.")
+        if self.teacher_image_size is not None and self.teacher_sees == "augmented":
             raise ValueError(
-                f"{found} of model and model_config given, but one of them is needed: a checkpoint to start from "
+                f"teacher_image_size is {self.teacher_image_size}, but the teacher sees the student's own view. Set "
+                "teacher_sees to plain, or leave teacher_image_size out."
+            )
+        if self.model is None and self.model_config is None:
+            raise ValueError(
+                "neither of model and model_config given, but one of them is needed: a checkpoint to start from "
                 "(--model facebook/dinov2-small), or the configuration of a new model with random weights."
+            )
+        if self.model is None and self.recovery_start != "random":
+            raise ValueError(
+                f"recovery_start is {self.recovery_start}, but passes on blocks of DINOv2, and model names none. Give "
+                "model, or leave recovery_start out."
             )
         for entry in self.validation:
             if not all(entry.partition("=")):
@@ -276,6 +300,19 @@ class FinetuneArguments(TrainingArguments):
     base: float = key(0.0, "multi-similarity: similarity that separates them", LOSS)
     epsilon: float = key(0.1, "margin of the miner", LOSS)
     distillation_weight: float = key(0.0, "keep following a teacher, with this weight", LOSS)
+    head_start: Literal["random", "whitened"] = key(
+        "random",
+        "of a new head. whitened: fitted on up to 4,096 training photos, so that what differs within a place counts "
+        "less and rare differences count more",
+        MODEL,
+    )
+    head_first_share: float | None = key(
+        None,
+        "of the squared length, what the first of the 14 vectors, that of the whole image, has before a whitened head "
+        "(default: as much as it has by itself)",
+        MODEL,
+    )
+    validate_first: bool = key(False, "validate before the first step too: the start may be the best", VALIDATION)
 
     stage: Stage = dataclass_field(init=False, default="finetune")
 
@@ -289,6 +326,13 @@ class FinetuneArguments(TrainingArguments):
             raise ValueError(f"descriptor_chunk is {self.descriptor_chunk}, but must be at least 1 photo.")
         if self.distillation_weight < 0:
             raise ValueError(f"distillation_weight is {self.distillation_weight}, but must be at least 0.")
+        if self.head_start == "whitened" and self.head_dim is None:
+            raise ValueError("head_start is whitened, but there is no new head. Give head_dim or nested_dims.")
+        if self.head_first_share is not None and not (self.head_start == "whitened" and 0 < self.head_first_share < 1):
+            raise ValueError(
+                f"head_first_share is {self.head_first_share} with head_start {self.head_start}, but must be above 0 "
+                "and below 1, with head_start whitened."
+            )
         if (self.teacher is None) != (self.distillation_weight == 0):
             raise ValueError(
                 f"teacher is {self.teacher} and distillation_weight {self.distillation_weight}: stage finetune follows "

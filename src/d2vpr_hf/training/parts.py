@@ -121,17 +121,22 @@ def open_trainee(arguments: TrainingArguments) -> Trainee:
     if arguments.model is None:
         trainee = Trainee(_new_model(arguments.model_config), D2VprImageProcessor(), [])
     else:
-        trainee = _loaded(arguments.model)
+        trainee = _loaded(arguments)
     model, processor = trainee.model, trainee.processor
-    if arguments.image_size is not None:
-        size = {"height": arguments.image_size, "width": arguments.image_size}
-        processor = type(processor).from_dict(processor.to_dict() | {"size": size})
+    processor = resized(processor, arguments.image_size)
     if arguments.head_dim is not None:
         _give_head(model, arguments)
     if getattr(model.config, "nested_dims", None):
         # A checkpoint saved at fewer numbers goes on with all of its head.
         model.config.descriptor_dim = model.config.head_dim
     return Trainee(model, processor, trainee.history)
+
+
+def resized(processor: BaseImageProcessor, side: int | None) -> BaseImageProcessor:
+    """The processor for photos of so many pixels a side; None: as it is."""
+    if side is None:
+        return processor
+    return type(processor).from_dict(processor.to_dict() | {"size": {"height": side, "width": side}})
 
 
 def _give_head(model: nn.Module, arguments: TrainingArguments) -> None:
@@ -165,8 +170,9 @@ def _new_model(config: Mapping[str, Any]) -> nn.Module:
         raise ValueError(f"model_config is no {config_class.__name__}: {reason}") from error
 
 
-def _loaded(name: str) -> Trainee:
+def _loaded(arguments: TrainingArguments) -> Trainee:
     """A checkpoint of ours, or a new student that starts from DINOv2's weights."""
+    name = arguments.model
     if not Path(name).is_dir():
         logger.info("There is no folder %s, so it is looked for on the Hugging Face Hub.", name)
     try:
@@ -174,11 +180,19 @@ def _loaded(name: str) -> Trainee:
     except OSError as error:
         raise OSError(f"The model {name} is neither a checkpoint folder nor found on the Hub: {error}") from error
     if config.model_type == "dinov2":
-        return Trainee(D2VprModel.from_dinov2(name), D2VprImageProcessor(), [])
+        fields = arguments.model_config or {}
+        refuse_unknown(fields, [*D2VprConfig().to_dict()], "model_config", "D2VprConfig")
+        model = D2VprModel.from_dinov2(name, recovery_start=arguments.recovery_start, **fields)
+        return Trainee(model, D2VprImageProcessor(), [])
     if config.model_type not in OURS:
         raise ValueError(
             f"{name} holds a model of type {config.model_type}, but what is trained is {', '.join(OURS)}, or a new "
             "student from dinov2. Give another --model."
+        )
+    if arguments.model_config is not None or arguments.recovery_start != "random":
+        raise ValueError(
+            f"{name} is a whole {config.model_type}, but model_config and recovery_start shape a new student that "
+            "starts from DINOv2. Leave them out."
         )
     model = AutoModel.from_pretrained(name, dtype=torch.float32)
     return Trainee(model, AutoImageProcessor.from_pretrained(name), read_history(name))
@@ -220,7 +234,9 @@ def make_images(
     )
     if targets is None:
         return TrainingImages(places, transform)
-    plain = TrainingTransform(processor, augmentation="none") if arguments.teacher_sees == "plain" else None
+    plain = None
+    if arguments.teacher_sees == "plain":
+        plain = TrainingTransform(resized(processor, arguments.teacher_image_size), augmentation="none")
     if targets.cache is None:
         return TrainingImages(places, transform, plain=plain)
     return TrainingImages(places, transform, plain=plain, hashed=True, known=targets.cache.known())
@@ -260,7 +276,9 @@ def open_targets(
         source = arguments.teacher if network is None else network
         dtype = dtype or arguments.teacher_dtype
         teacher = open_teacher(source, mode=arguments.teacher_mode, device=device, dtype=dtype)
-    cache = None if arguments.teacher_cache is None else TeacherCache(arguments.teacher_cache, teacher, processor)
+    cache = None
+    if arguments.teacher_cache is not None:
+        cache = TeacherCache(arguments.teacher_cache, teacher, resized(processor, arguments.teacher_image_size))
     return Targets(teacher, cache)
 
 

@@ -24,6 +24,7 @@ from ..protocols.places import TrainingPlaces
 from .arguments import TrainingArguments
 from .data.batches import TrainingBatch, training_loader
 from .data.sampler import PlaceSampler
+from .head_start import start_head
 from .launching import make_accelerator, threads_each, threads_set
 from .parts import (
     Trainee,
@@ -87,6 +88,8 @@ class TrainingLoop:
         self._logged_at, self._logged_images = time.perf_counter(), progress.images
         self.set_training()
         with self.bar() as bar:
+            if progress.step == 0 and getattr(arguments, "validate_first", False) and self.validator.protocols:
+                self.validate(bar)
             while progress.step < self.schedule.steps and not self.out_of_patience:
                 for batches, last in self.rest_of_epoch():
                     figures = self.step(batches)
@@ -344,6 +347,17 @@ def _prepare(
             fit_whitening(targets, images, arguments.teacher_whitening, arguments.seed).save(folder.whitening)
         accelerator.wait_for_everyone()
         targets.whitening = Whitening.load(folder.whitening)
+    if state is None and getattr(arguments, "head_start", "random") == "whitened" and accelerator.is_main_process:
+        # Other processes get it when the student is prepared.
+        trainee.model.to(accelerator.device)
+        start_head(
+            trainee.model,
+            images,
+            sampler,
+            first_share=arguments.head_first_share,
+            precision=accelerator.mixed_precision,
+        )
+    accelerator.wait_for_everyone()
     student, frozen = make_student(arguments, trainee, targets.width if targets else None)
     student, optimizer = accelerator.prepare(student, make_optimizer(arguments, student))
     # Each process drops other activations out.
