@@ -1,6 +1,5 @@
 """Published checkpoints of D2-VPR and CricaVPR, brought into this package's form."""
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
+from ..files import hash_file
+from ..messages import first_few
 from .checkpoint import save_checkpoint
 from .cricavpr.configuration_cricavpr import CricaVprConfig
 from .cricavpr.modeling_cricavpr import CricaVprModel
@@ -98,9 +99,7 @@ def convert_checkpoint(checkpoint: str | Path, folder: str | Path) -> PreTrained
     if not isinstance(content, Mapping):
         raise ValueError(f"{checkpoint} holds a {type(content).__name__}, but a state dict was expected.")
     config, weights = convert_original_state_dict(content)
-    with checkpoint.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    config.converted_from = {"file": checkpoint.name, "sha256": digest}
+    config.converted_from = {"file": checkpoint.name, "sha256": hash_file(checkpoint)}
     model = (D2VprModel if isinstance(config, D2VprConfig) else CricaVprModel)(config)
     model.load_state_dict(weights, strict=True)
     save_checkpoint(folder, model, D2VprImageProcessor())
@@ -125,9 +124,8 @@ def recognise(published: Mapping[str, torch.Tensor]) -> tuple[PreTrainedConfig, 
         return D2VprConfig(cross_image_encoder=has_encoder), D2VprModel, D2VPR_NAMES
     if any(name.startswith(CRICAVPR_MARKS) for name in published):
         return CricaVprConfig(), CricaVprModel, CRICAVPR_NAMES
-    found = ", ".join(sorted(published)[:5]) or "nothing"
     raise ValueError(
-        f"The checkpoint's {len(published)} names ({found}, ...) are neither D2-VPR's nor CricaVPR's. "
+        f"The checkpoint's names ({first_few(sorted(published), 5) or 'none'}) are neither D2-VPR's nor CricaVPR's. "
         f"One of {', '.join(D2VPR_MARKS + CRICAVPR_MARKS)} was expected. Give a checkpoint of one of the two."
     )
 

@@ -14,15 +14,8 @@ DINOV2_BASE = {"hidden_size": 768, "num_attention_heads": 12, "image_size": 518}
 class CricaVprConfig(AdaptedDinov2Config):
     """Shape of a CricaVPR model: DINOv2 with adapters, 14 fixed regions, a cross-image encoder.
 
-    Args:
-        backbone_config: a `Dinov2Config` (or its dict); DINOv2 ViT-B/14 where none is given.
-        adapter_ratio: width of an adapter's inner channels, as a share of the backbone's width.
-        region_sampling: `"original"` cuts the tokens at 8, and at 5 and 11, at every image size; `"dense"` scales the
-            cuts with the grid, as `D2VprConfig` does.
-        cross_image_encoder: on as published; off, a descriptor depends on its image alone.
-        interpolate_offset: patches added to the grid size when the position table is resized.
-        dropout: of the cross-image encoder, in training alone.
-        converted_from: file name and SHA-256 of the checkpoint that was converted, if one was.
+    Its fields are those of `AdaptedDinov2Config`, with DINOv2 ViT-B/14 where no backbone is given, and the encoder on
+    as published. Regions of `"original"` sampling are cut at tokens 8, and at 5 and 11, at every image size.
 
     Source: CricaVPR (CVPR 2024), as D2-VPR uses it for a teacher.
     """

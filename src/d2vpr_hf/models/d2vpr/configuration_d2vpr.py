@@ -34,12 +34,13 @@ class AdaptedDinov2Config(PreTrainedConfig):
     Args:
         backbone_config: a `Dinov2Config` (or its dict).
         adapter_ratio: width of an adapter's inner channels, as a share of the backbone's width.
-        region_sampling: `"original"` keeps the cuts of a 16x16 grid at every image size; `"dense"` scales them.
+        region_sampling: `"original"` keeps the sample counts and cuts of a 16x16 grid at every image size;
+            `"dense"` scales both with the grid and is for new training. At 224 px the two are one.
         first_vector: what the first of the 14 vectors, that of the whole image, starts from: `"class_token"`, as
             published, or `"pooled"`, all patch tokens pooled as a region's are.
         cross_image_encoder: lets the images of a batch attend to each other. A descriptor then depends on the batch.
         interpolate_offset: patches added to the grid size when the position table is resized.
-        dropout: of what follows the backbone, in training alone.
+        dropout: of the student's fusion and of the cross-image encoder, in training alone.
         converted_from: file name and SHA-256 of the checkpoint that was converted, if one was.
     """
 
@@ -84,18 +85,12 @@ class D2VprConfig(AdaptedDinov2Config):
     """Shape of a D2-VPR model: the DINOv2 student, its recovery layers and the deformable aggregator.
 
     Args:
-        backbone_config: the student, a `Dinov2Config` (or its dict); DINOv2 ViT-S/14 where none is given.
+        backbone_config, adapter_ratio, region_sampling, cross_image_encoder, interpolate_offset, dropout,
+            converted_from: as `AdaptedDinov2Config` has them; the student is DINOv2 ViT-S/14 where none is given.
         recovery_layers: the blocks whose outputs the recovery module joins, counted from 1.
         aggregator_dim: width of the recovered tokens and of each of the 14 regional descriptors, a multiple of 48.
-        adapter_ratio: width of an adapter's inner channels, as a share of the student's width.
         offset_grid: where the offset map is read. `"original"` reads its bottom right quarter for every region, as
             published weights expect; `"centred"` reads it under the region itself.
-        region_sampling: `"original"` keeps the sample counts and cuts of a 16x16 grid at every image size;
-            `"dense"` scales both with the grid and is for new training. At 224 px the two are one.
-        cross_image_encoder: lets the images of a batch attend to each other. A descriptor then depends on the batch.
-        interpolate_offset: patches added to the grid size when the position table is resized.
-        dropout: of the aggregator's fusion and of the cross-image encoder, in training alone.
-        converted_from: file name and SHA-256 of the checkpoint that was converted, if one was.
         descriptor_dim: numbers in a descriptor; 14 * aggregator_dim, fewer only with a PCA or a head. With nested_dims
             it may be any of these.
         pca_source: None, or the model ends in a PCA, and this says what it was fitted on: `name` of the photos, how
