@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from ..models.cricavpr.modeling_cricavpr import CricaVprModel
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
+from ..models.d2vpr.shortening_d2vpr import D2VprHead
 from ..retrieval.embedder import DTYPES, default_device
 
 # What a batch of one is timed on in each round: short runs scatter more than long ones.
@@ -206,7 +207,7 @@ def _count(model: nn.Module, height: int, width: int) -> _Count:
         nonlocal layer_macs
         layer_macs += output.numel() * module.weight[0].numel()
 
-    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    layers = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d | D2VprHead)]
     hooks = [layer.register_forward_hook(add) for layer in layers]
     try:
         # Tensors that say they are on the CPU and hold nothing: autocast and the like know no meta device.

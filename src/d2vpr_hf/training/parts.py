@@ -29,7 +29,7 @@ from .data.transform import TrainingTransform
 from .keys import refuse_unknown
 from .run import Progress, drafted, versions
 from .schedule import freeze
-from .stages import Student, checkpoint_gradients
+from .stages import Student
 from .targets import Targets
 from .teacher_cache import TeacherCache
 from .teachers import Teacher, TeacherNetwork, open_teacher
@@ -301,7 +301,7 @@ def make_student(
         model.head.requires_grad_(False)
         frozen.append(model.head)
     if arguments.gradient_checkpointing:
-        checkpoint_gradients(model)
+        model.activation_checkpointing_enable()
     student = Student(
         model, teacher_width, signed=arguments.teacher_whitening is not None, needs_tokens=arguments.token_weight > 0
     )

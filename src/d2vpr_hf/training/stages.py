@@ -1,16 +1,16 @@
 """The two stages: what each makes of a batch, from pixel values to gradients. The loop is the same for both."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from transformers.utils import ModelOutput
 
+from ..models.d2vpr.backbone_d2vpr import running_statistics_kept
 from .arguments import DistillArguments, FinetuneArguments, TrainingArguments
 from .data.batches import TrainingBatch
 from .losses import DistillationLoss, MultiSimilarity, StudentProjection, gather_labels, gather_with_gradient
@@ -206,34 +206,6 @@ def make_stage(
     if isinstance(arguments, DistillArguments):
         return Distill(arguments, accelerator, student, teacher)
     return Finetune(arguments, accelerator, student, teacher, nested_dims)
-
-
-@contextmanager
-def running_statistics_kept(model: nn.Module) -> Iterator[None]:
-    """Within, BatchNorm in training mode normalises by its batch as ever, but leaves its running statistics alone."""
-    following = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.training]
-    kept = [(each, each.momentum, each.num_batches_tracked) for each in following]
-    for module in following:
-        # Not switched off: autograd must save the same tensors in both passes over a checkpointed block.
-        module.momentum, module.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for module, momentum, batches in kept:
-            module.momentum, module.num_batches_tracked = momentum, batches
-
-
-def checkpoint_gradients(model: nn.Module) -> None:
-    """Switches gradient checkpointing on; the second pass over a block leaves BatchNorm's statistics alone.
-
-    Without that each batch would count twice in the running statistics, as if momentum were larger.
-    """
-
-    def contexts() -> tuple[AbstractContextManager, AbstractContextManager]:
-        return nullcontext(), running_statistics_kept(model)
-
-    settings: dict[str, bool | Callable] = {"use_reentrant": False, "context_fn": contexts}
-    model.activation_checkpointing_enable(settings)
 
 
 class ReplayedRandomness:

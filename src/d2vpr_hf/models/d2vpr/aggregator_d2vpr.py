@@ -144,7 +144,8 @@ class D2VprAggregator(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Regional descriptors (batch, 14, dim): global, 4 medium, 9 small; boxes and features as the sampler's."""
         features, boxes = self.regions(patch_map, class_token)
-        regional = features.to(self.position[0].weight.dtype)
+        # A norm's type is the model's, also where linear layers are quantised.
+        regional = features.to(self.small_to_medium[1].weight.dtype)
         medium, small = regional[:, :4], regional[:, 4:]
         around = small[:, neighbours(small.device)].mean(dim=2)  # (batch, 4, dim)
         enhanced = medium + self.small_to_medium(around)

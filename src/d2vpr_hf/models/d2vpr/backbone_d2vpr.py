@@ -1,10 +1,15 @@
 """The student: DINOv2 with an adapter in each block, in the order in which an image passes through it."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers import Dinov2Config
 from transformers import initialization as init
 from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings, Dinov2Layer, Dinov2PreTrainedModel
@@ -35,8 +40,8 @@ class D2VprEmbeddings(Dinov2Embeddings):
             return table
         patches = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
         # Original: the factor is (grid + 0.1) / side, whose rounding shifts every sampled point; a resize to the
-        # grid's size differs by far more than rounding.
-        factors = [(count + self.interpolate_offset) / side for count in (rows, columns)]
+        # grid's size differs by far more than rounding. (Where the model is traced, a count is a tensor.)
+        factors = [(int(count) + self.interpolate_offset) / side for count in (rows, columns)]
         patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", antialias=False).to(table.dtype)
         return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
 
@@ -90,13 +95,14 @@ class D2VprLayer(Dinov2Layer):
         super().__init__(config)
         self.adapter = D2VprAdapter(config.hidden_size, adapter_dim)
 
-    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        attended, _ = self.attention(self.norm1(hidden_states))
+    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The block's output, and its attention where that is eager."""
+        attended, attention = self.attention(self.norm1(hidden_states))
         hidden_states = hidden_states + self.drop_path(self.layer_scale1(attended))
         normed = self.norm2(hidden_states)
         # Original: the adapter counts a fifth, and stands inside the second residual branch, before its layer scale.
         branch = self.mlp(normed) + 0.2 * self.adapter(normed, grid)
-        return hidden_states + self.drop_path(self.layer_scale2(branch))
+        return hidden_states + self.drop_path(self.layer_scale2(branch)), attention
 
 
 class D2VprEncoder(nn.Module):
@@ -106,17 +112,66 @@ class D2VprEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList([D2VprLayer(config, adapter_dim) for _ in range(config.num_hidden_layers)])
 
-    def forward(self, hidden_states: torch.Tensor, grid: tuple[int, int], keep: set[int]) -> dict[int, torch.Tensor]:
-        """Outputs of the blocks in `keep`, by block number from 1; 0 is the embedding."""
+    def forward(
+        self, hidden_states: torch.Tensor, grid: tuple[int, int], keep: set[int], keep_attention: bool = False
+    ) -> tuple[dict[int, torch.Tensor], tuple[torch.Tensor, ...] | None]:
+        """Outputs of the blocks in `keep`, by block number from 1 (0 is the embedding), and attentions on request."""
         kept = {0: hidden_states} if 0 in keep else {}
+        attentions = []
         for number, layer in enumerate(self.layer, start=1):
-            hidden_states = layer(hidden_states, grid)
+            hidden_states, attention = layer(hidden_states, grid)
             if number in keep:
                 kept[number] = hidden_states
-        return kept
+            if keep_attention:
+                attentions.append(attention)
+        return kept, tuple(attentions) if keep_attention else None
 
 
-class D2VprBackbone(Dinov2PreTrainedModel):
+@contextmanager
+def running_statistics_kept(model: nn.Module) -> Iterator[None]:
+    """Within, BatchNorm in training mode normalises by its batch as ever, but leaves its running statistics alone."""
+    following = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.training]
+    kept = [(each, each.momentum, each.num_batches_tracked) for each in following]
+    for module in following:
+        # Not switched off: autograd must save the same tensors in both passes over a checkpointed block.
+        module.momentum, module.num_batches_tracked = 0.0, None
+    try:
+        yield
+    finally:
+        for module, momentum, batches in kept:
+            module.momentum, module.num_batches_tracked = momentum, batches
+
+
+@contextmanager
+def _second_pass(model: nn.Module, context: AbstractContextManager) -> Iterator[None]:
+    with running_statistics_kept(model), context:
+        yield
+
+
+def _checkpoint_contexts(model: nn.Module, given: Callable) -> tuple[AbstractContextManager, AbstractContextManager]:
+    first, second = given()
+    return first, _second_pass(model, second)
+
+
+class CheckpointsOnce:
+    """Has gradient checkpointing, which passes each block twice, count each batch once in BatchNorm's statistics."""
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Callable = checkpoint, **kwargs
+    ) -> None:
+        if enable:
+            settings = getattr(gradient_checkpointing_func, "keywords", {})
+            if settings.get("use_reentrant"):
+                raise ValueError(
+                    "With use_reentrant=True gradient checkpointing counts each batch twice in BatchNorm's running "
+                    "statistics, by which the model describes photos. Give use_reentrant=False, or leave it out."
+                )
+            contexts = partial(_checkpoint_contexts, self, settings.get("context_fn", noop_context_fn))
+            gradient_checkpointing_func = partial(gradient_checkpointing_func, use_reentrant=False, context_fn=contexts)
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+
+
+class D2VprBackbone(CheckpointsOnce, Dinov2PreTrainedModel):
     """The student: DINOv2 with adapters, whose tensors bear the names of transformers' `Dinov2Model`."""
 
     _no_split_modules = ["D2VprEmbeddings", "D2VprLayer"]  # noqa: RUF012
@@ -133,5 +188,7 @@ class D2VprBackbone(Dinov2PreTrainedModel):
         if isinstance(module, AdapterUp):
             init.zeros_(module.weight)
 
-    def forward(self, pixel_values: torch.Tensor, grid: tuple[int, int], keep: set[int]) -> dict[int, torch.Tensor]:
-        return self.encoder(self.embeddings(pixel_values), grid, keep)
+    def forward(
+        self, pixel_values: torch.Tensor, grid: tuple[int, int], keep: set[int], keep_attention: bool = False
+    ) -> tuple[dict[int, torch.Tensor], tuple[torch.Tensor, ...] | None]:
+        return self.encoder(self.embeddings(pixel_values), grid, keep, keep_attention)

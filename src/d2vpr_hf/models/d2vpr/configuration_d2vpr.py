@@ -36,8 +36,6 @@ class AdaptedDinov2Config(PreTrainedConfig):
         adapter_ratio: width of an adapter's inner channels, as a share of the backbone's width.
         region_sampling: `"original"` keeps the sample counts and cuts of a 16x16 grid at every image size;
             `"dense"` scales both with the grid and is for new training. At 224 px the two are one.
-        first_vector: what the first of the 14 vectors, that of the whole image, starts from: `"class_token"`, as
-            published, or `"pooled"`, all patch tokens pooled as a region's are.
         cross_image_encoder: lets the images of a batch attend to each other. A descriptor then depends on the batch.
         interpolate_offset: patches added to the grid size when the position table is resized.
         dropout: of the student's fusion and of the cross-image encoder, in training alone.
@@ -47,7 +45,6 @@ class AdaptedDinov2Config(PreTrainedConfig):
     backbone_config: dict | PreTrainedConfig | None = None
     adapter_ratio: float | int = 0.5
     region_sampling: Literal["original", "dense"] = "original"
-    first_vector: Literal["class_token", "pooled"] = "class_token"
     cross_image_encoder: bool = False
     interpolate_offset: float | int = 0.1
     dropout: float | int = 0.1
@@ -91,6 +88,8 @@ class D2VprConfig(AdaptedDinov2Config):
         aggregator_dim: width of the recovered tokens and of each of the 14 regional descriptors, a multiple of 48.
         offset_grid: where the offset map is read. `"original"` reads its bottom right quarter for every region, as
             published weights expect; `"centred"` reads it under the region itself.
+        first_vector: what the first of the 14 vectors, that of the whole image, starts from: `"class_token"`, as
+            published, or `"pooled"`, all patch tokens pooled as a region's are.
         descriptor_dim: numbers in a descriptor; 14 * aggregator_dim, fewer only with a PCA or a head. With nested_dims
             it may be any of these.
         pca_source: None, or the model ends in a PCA, and this says what it was fitted on: `name` of the photos, how

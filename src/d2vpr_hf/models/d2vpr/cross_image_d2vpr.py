@@ -36,11 +36,3 @@ def attend_across_images(
     # Original: images stand where attention expects the sequence, so that they attend to each other.
     sequences = vectors.unflatten(0, (-1, size)).transpose(0, 1).flatten(1, 2)  # (size, groups * 14, dim)
     return encoder(sequences).unflatten(1, (-1, regions)).transpose(0, 1).flatten(0, 1)
-
-
-def refuse_groups_without_encoder(images_per_group: int | None) -> None:
-    if images_per_group is not None:
-        raise ValueError(
-            f"images_per_group is {images_per_group}, but this model has no cross-image encoder, so that its images "
-            "never attend to each other. Leave images_per_group out, or load a checkpoint with an encoder."
-        )

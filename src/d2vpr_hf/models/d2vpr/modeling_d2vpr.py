@@ -18,9 +18,9 @@ from transformers.utils import IMAGE_PROCESSOR_NAME, ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .aggregator_d2vpr import D2VprAggregator, GeM, OffsetHead
-from .backbone_d2vpr import D2VprBackbone, patch_grid
+from .backbone_d2vpr import CheckpointsOnce, D2VprBackbone, patch_grid
 from .configuration_d2vpr import D2VprConfig
-from .cross_image_d2vpr import attend_across_images, cross_image_encoder, refuse_groups_without_encoder
+from .cross_image_d2vpr import attend_across_images, cross_image_encoder
 from .image_processing_d2vpr import D2VprImageProcessor
 from .shortening_d2vpr import D2VprHead, D2VprReduction
 
@@ -45,6 +45,7 @@ class D2VprModelOutput(ModelOutput):
         regional_descriptors: (batch, 14, dim) float32, the 14 vectors as they are joined to a descriptor,
             before that is brought to unit length: global, 4 medium, 9 small regions.
         hidden_states: on request, the backbone's embedding and each block's output, (batch, 1 + patches, hidden_size).
+        attentions: on request, each block's (batch, heads, 1 + patches, 1 + patches).
     """
 
     last_hidden_state: torch.FloatTensor | None = None
@@ -53,6 +54,7 @@ class D2VprModelOutput(ModelOutput):
     region_features: torch.FloatTensor | None = None
     regional_descriptors: torch.FloatTensor | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
 class D2VprRecovery(nn.Module):
@@ -74,8 +76,10 @@ NO_SAFETENSORS = ("cannot be loaded with `safetensors`", "Error no file named mo
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
-def saved_with_encoder(name: str | os.PathLike, arguments: dict) -> bool:
+def saved_with_encoder(name: str | os.PathLike | None, arguments: dict) -> bool:
     """Whether the checkpoint's own configuration asks for the cross-image encoder."""
+    if name is None:  # weights come from a state dict, which has no configuration of its own
+        return False
     saved, _ = D2VprConfig.get_config_dict(name, **{key: arguments[key] for key in HUB_ARGUMENTS if key in arguments})
     return bool(saved.get("cross_image_encoder"))
 
@@ -91,7 +95,7 @@ def own_memory(model: nn.Module) -> None:
             tensor.data = tensor.data.clone()
 
 
-class D2VprPreTrainedModel(PreTrainedModel):
+class D2VprPreTrainedModel(CheckpointsOnce, PreTrainedModel):
     """Initialisation, and loading and saving that leave nothing out in silence."""
 
     config: D2VprConfig
@@ -101,8 +105,6 @@ class D2VprPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["D2VprEmbeddings", "D2VprLayer", "D2VprAggregator"]  # noqa: RUF012
     _supports_sdpa = True
-    # Each by itself: the whole module would bring the whole numbers of its files to float32 too.
-    _keep_in_fp32_modules_strict = ["reduction.mean", "reduction.components", "head.weight"]  # noqa: RUF012
     _warned_of_company = False
 
     @torch.no_grad()
@@ -110,8 +112,13 @@ class D2VprPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, GeM):
             init.constant_(module.p, 3.0)
+        elif isinstance(module, D2VprReduction):
+            # A model without a checkpoint keeps the first numbers, until a PCA is put in.
+            init.zeros_(module.mean)
+            init.zeros_(module.files)
+            init.copy_(module.components, torch.eye(*module.components.shape))
         elif isinstance(module, D2VprHead):
-            init.normal_(module.weight, std=module.in_features**-0.5)
+            init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
         elif isinstance(module, OffsetHead):
             # The scale 0.5 + 1.5 * sigmoid(bias) is 1 here: new regions start as they are cut.
             init.zeros_(module.weight)
@@ -181,6 +188,7 @@ class D2VprPreTrainedModel(PreTrainedModel):
         pixel_values: torch.FloatTensor,
         output_hidden_states: bool | None = None,
         images_per_group: int | None = None,
+        output_attentions: bool | None = None,
     ) -> D2VprModelOutput:
         """Descriptors of a batch of images.
 
@@ -190,30 +198,49 @@ class D2VprPreTrainedModel(PreTrainedModel):
             output_hidden_states: whether to keep what every block gives.
             images_per_group: with the cross-image encoder, images attend to each other within groups of so many that
                 follow each other in the batch; None, as published, makes the batch one group.
+            output_attentions: whether to keep every block's attention, which eager attention alone can give.
 
         Raises: ValueError if height or width is no multiple of the patch size, or too small for the regions; if the
-            batch is no multiple of `images_per_group`, or that is given without an encoder.
+            batch is no multiple of `images_per_group`, or that is given without an encoder; if attentions are asked of
+            another kind of attention.
         """
         grid = patch_grid(pixel_values, self.config.backbone_config.patch_size)
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         layers = self.aggregated_layers
         keep = set(range(self.config.backbone_config.num_hidden_layers + 1)) if keep_all else set(layers)
-        blocks = self.backbone(pixel_values, grid, keep)
+        keep_attention = self.config.output_attentions if output_attentions is None else output_attentions
+        if keep_attention and self.backbone.config._attn_implementation != "eager":
+            raise ValueError(
+                f"The model's attention is {self.backbone.config._attn_implementation}, which can't give attentions. "
+                'Load the model with attn_implementation="eager", or leave output_attentions out.'
+            )
+        blocks, attentions = self.backbone(pixel_values, grid, keep, keep_attention)
         tokens, vectors, boxes, features = self.aggregate([blocks[layer] for layer in layers], grid)
         if self.config.cross_image_encoder:
             self._warn_of_company()
             vectors = attend_across_images(self.encoder, vectors, images_per_group)
-        else:
-            refuse_groups_without_encoder(images_per_group)
+        elif images_per_group is not None:
+            raise ValueError(
+                f"images_per_group is {images_per_group}, but this model has no cross-image encoder, so its images "
+                "never attend to each other. Leave images_per_group out, or load a checkpoint with an encoder."
+            )
         # float32 under autocast too: rounding here would shift every similarity.
         vectors = vectors.float()
         descriptor = self.shorten(F.normalize(vectors.flatten(1), dim=-1))  # (batch, descriptor_dim)
         hidden_states = tuple(blocks[number] for number in sorted(blocks)) if keep_all else None
-        return D2VprModelOutput(tokens, descriptor, boxes, features, vectors, hidden_states)
+        return D2VprModelOutput(tokens, descriptor, boxes, features, vectors, hidden_states, attentions)
 
     def shorten(self, descriptor: torch.Tensor) -> torch.Tensor:
         """The descriptor that the model gives, of (batch, 14 * dim) of unit length."""
         return descriptor
+
+    def get_input_embeddings(self) -> nn.Module:
+        """What an image meets first: the patch embeddings."""
+        return self.backbone.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Puts other patch embeddings in."""
+        self.backbone.set_input_embeddings(value)
 
     def _warn_of_company(self) -> None:
         if self._warned_of_company:
@@ -256,6 +283,9 @@ class D2VprModel(D2VprPreTrainedModel):
             self.reduction = D2VprReduction(config)
         if config.head_dim is not None:
             self.head = D2VprHead(config)
+        # Each by itself: the whole module would bring the whole numbers of its files to float32 too.
+        exact = ("reduction.mean", "reduction.components", "head.weight")
+        self._keep_in_fp32_modules_strict = {name for name in exact if name in self.state_dict()}
         self.post_init()
 
     @classmethod
@@ -361,7 +391,7 @@ class D2VprModel(D2VprPreTrainedModel):
         ends = {"head_dim": dim, "descriptor_dim": dim, "nested_dims": nested_dims}
         checked = type(self.config).from_dict({**self.config.to_dict(), **ends})
         head = D2VprHead(checked)
-        nn.init.normal_(head.weight, std=head.in_features**-0.5, generator=torch.Generator().manual_seed(seed))
+        nn.init.normal_(head.weight, std=head.weight.shape[1] ** -0.5, generator=torch.Generator().manual_seed(seed))
         self.head = head.to(self.device).train(self.training)
         for name in ends:
             setattr(self.config, name, getattr(checked, name))

@@ -14,7 +14,6 @@ class D2VprReduction(nn.Module):
         super().__init__()
         self.renormalise = config.pca_source["renormalise"]
         files = config.pca_source["images"] if config.pca_source["files_sha256"] else 0
-        # A model without a checkpoint keeps the first numbers, until a PCA is put in.
         self.register_buffer("mean", torch.zeros(config.regional_dim))
         self.register_buffer("components", torch.eye(config.descriptor_dim, config.regional_dim))
         # Size in bytes and the first 8 bytes of the SHA-256 of each file, by which they are known again anywhere.
@@ -28,7 +27,7 @@ class D2VprReduction(nn.Module):
             return F.normalize(reduced, dim=-1) if self.renormalise else reduced
 
 
-class D2VprHead(nn.Linear):
+class D2VprHead(nn.Module):
     """A learned projection of descriptors to fewer numbers, of unit length again.
 
     It has no bias: one would turn all descriptors the same way. A new one is a random projection, which keeps cosines
@@ -36,7 +35,9 @@ class D2VprHead(nn.Linear):
     """
 
     def __init__(self, config: D2VprConfig) -> None:
-        super().__init__(config.regional_dim, config.head_dim, bias=False)
+        super().__init__()
+        # No nn.Linear: quantised, that can't be cut to its first rows.
+        self.weight = nn.Parameter(torch.empty(config.head_dim, config.regional_dim))
 
     def forward(self, descriptor: torch.Tensor, dim: int | None = None) -> torch.Tensor:
         """(batch, dim) of descriptors (batch, 14 * aggregator_dim), both float32 and of unit length.
