@@ -384,7 +384,7 @@ def test_a_folder_of_an_earlier_version_is_named_as_such(run, photos, tmp_path, 
     path.parent.mkdir(parents=True)
     path.write_bytes(b"rows")
     for call in (lambda: run(photos), lambda: Descriptors.load(tmp_path / "out")):
-        with pytest.raises(ValueError, match="an earlier version of d2vpr_hf wrote descriptors.*Name another folder"):
+        with pytest.raises(ValueError, match=r"an earlier version of d2vpr_hf wrote descriptors.*Name another folder"):
             call()
     assert path.read_bytes() == b"rows"
 

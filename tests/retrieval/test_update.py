@@ -143,7 +143,7 @@ def test_nothing_usable_leaves_no_index(tmp_path):
 def test_other_weights_and_folders_of_something_else_are_refused(photos, tmp_path):
     places = tmp_path / "places"
     update(photos, places, MeanColours())
-    with pytest.raises(ValueError, match="the two can't be mixed"):
+    with pytest.raises(ValueError, match="the two can't be compared"):
         update(photos, places, MeanColours(tint=0.5))
     assert len(PlaceIndex.load(places)) == 5
     shutil.rmtree(places)

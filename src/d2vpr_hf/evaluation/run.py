@@ -82,7 +82,8 @@ def evaluate_protocol(
 
     if isinstance(database, PlaceIndex):
         # Before the queries are embedded, which may take an hour.
-        _check_same_weights(database, embedder)
+        made_by = embedder.name, embedder.weight_hash, embedder.descriptor_dim
+        database.check_maker(*made_by, embedder.processor_settings, embedder.dtype)
         skipped_database: list[tuple[str, str]] = []
         metric, search = database.metric, _searching_index(database)
     else:
@@ -326,22 +327,6 @@ def _check_cache(cache: str | Path | None, mixes: bool, protocol: Protocol) -> N
             f"cache is {cache}, but the photos of {protocol.name} lie inside of a dataset, and descriptors are kept by "
             "file. Leave cache out, or evaluate the benchmark's own folder."
         )
-
-
-def _check_same_weights(index: PlaceIndex, embedder: Embedder) -> None:
-    if (found := embedder.weight_hash) == index.weight_hash:
-        return
-    if (dim := embedder.descriptor_dim) not in (0, index.dim):
-        raise ValueError(
-            f"The index holds descriptors of {index.model_name} of {index.dim} numbers, but the model gives {dim}, "
-            f"and the two can't be compared. Open the model at descriptor_dim={index.dim} (--dim) if it has a "
-            "nested head, or build a new index with `d2vpr index`."
-        )
-    raise ValueError(
-        f"The index holds descriptors of {index.model_name} (weights {index.weight_hash[:8]}), but the model has "
-        f"the weights {found[:8]}, and the two can't be compared. Evaluate with {index.model_name}, or build a new "
-        "index with `d2vpr index`."
-    )
 
 
 def _device(embedder: Embedder) -> torch.device:

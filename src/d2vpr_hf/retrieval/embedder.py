@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,6 +13,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_WRAPPERS = (torch.nn.DataParallel, torch.nn.parallel.DistributedDataParallel)
+# Models that are running, each with its lock: one run changes the mode and device that another has set.
+_LOCKS: WeakKeyDictionary[torch.nn.Module, threading.RLock] = WeakKeyDictionary()
+_NEW_LOCK = threading.Lock()
 # Batches that are decoded while a device of its own computes.
 _BATCHES_AHEAD = 3
 
@@ -167,11 +173,10 @@ class Embedder:
             )
         return result
 
-    def _weights_state(self) -> list[tuple[int, int, int]]:
+    def _weights_state(self) -> list[Any]:
         tensors = self.model.state_dict().values()
-        return [(id(self.model), self.descriptor_dim, 0)] + [
-            (tensor.data_ptr(), tensor._version, tensor.numel()) for tensor in tensors
-        ]
+        state = [(tensor.data_ptr(), tensor._version, tensor.numel()) for tensor in tensors]
+        return [id(self.model), self.descriptor_dim, *_adapters(self.model), *state]
 
 
 def embed_images(
@@ -200,19 +205,39 @@ def weight_hash(model: torch.nn.Module) -> str:
     Of a nested head that gives fewer numbers than it has, how many goes in too: its descriptors aren't those of the
     same weights at full length, and whatever tells models apart by this hash keeps them apart.
     """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    model, digest = _unwrapped(model), hashlib.sha256()
+    # A part that was compiled has the same weights under a longer name.
+    state = {name.replace("_orig_mod.", ""): tensor for name, tensor in model.state_dict().items()}
+    for name, tensor in sorted(state.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     head_dim = getattr(getattr(model, "config", None), "head_dim", None)
     if head_dim is not None and (dim := descriptor_dim(model)) < head_dim:
         digest.update(f"descriptor_dim {dim}\n".encode())
+    for line in _adapters(model):
+        digest.update(line.encode())
     return digest.hexdigest()
 
 
 def descriptor_dim(model: torch.nn.Module) -> int:
     """The model's descriptor length as its config has it; 0 where that says nothing, until a row shows it."""
-    return getattr(getattr(model, "config", None), "descriptor_dim", 0)
+    return getattr(getattr(_unwrapped(model), "config", None), "descriptor_dim", 0)
+
+
+def _adapters(model: torch.nn.Module) -> list[str]:
+    """Which of peft's adapters count, and how much: all their weights are in the state dict, this isn't."""
+    return [
+        f"{name} {[] if module.disable_adapters else list(module.active_adapters)} {getattr(module, 'scaling', None)}\n"
+        for name, module in getattr(model, "named_modules", list)()
+        if isinstance(getattr(module, "disable_adapters", None), bool)
+    ]
+
+
+def _unwrapped(model: torch.nn.Module) -> torch.nn.Module:
+    """The model inside of what `torch.compile` and the classes that spread it over devices put around it."""
+    while (inner := getattr(model, "_orig_mod", None)) is not None or isinstance(model, _WRAPPERS):
+        model = model.module if inner is None else inner
+    return model
 
 
 @dataclass
@@ -371,19 +396,22 @@ def _in_order(run: _Run) -> list[tuple[str, str]]:
 def _evaluating(embedder: Embedder) -> Iterator[torch.device]:
     """The model in evaluation mode on the device; its modes and device are put back afterwards."""
     model, device = embedder.model, embedder.device
-    before = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    where = torch.device(device) if device is not None else default_device(before)
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        if where != before:
-            model.to(where)
-        yield where
-    finally:
-        if where != before:
-            model.to(before)
-        for module in training:
-            module.training = True
+    with _NEW_LOCK:
+        lock = _LOCKS.setdefault(_unwrapped(model), threading.RLock())
+    with lock:
+        before = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        where = torch.device(device) if device is not None else default_device(before)
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            if where != before:
+                model.to(where)
+            yield where
+        finally:
+            if where != before:
+                model.to(before)
+            for module in training:
+                module.training = True
 
 
 def default_device(current: torch.device) -> torch.device:

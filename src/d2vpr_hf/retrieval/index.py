@@ -19,8 +19,7 @@ from .similarity import Metric, metric_of, rows_without_meaning
 from .stores.base import DEFAULT_STORES, VectorStore, store_class
 from .threshold import Threshold, choose_threshold
 
-# No point is nearer than its difference in latitude; a degree of latitude is never shorter than this (110,574 m).
-_LEAST_METRES_A_DEGREE = 110_570.0
+_EARTH_RADIUS_M = 6_371_009.0
 
 
 @dataclass(frozen=True)
@@ -289,6 +288,38 @@ class PlaceIndex:
             threshold=Threshold(settings["threshold"], settings["threshold_rule"]),
         )
 
+    def check_maker(
+        self, model_name: str, weight_hash: str, dim: int, processor: dict[str, Any] | None, dtype: str | None
+    ) -> None:
+        """Refuses whoever made other descriptors than the index holds.
+
+        Args:
+            model_name, weight_hash, dim: of the model; 0 for a dim that nobody knows.
+            processor, dtype: its settings; None, here or of an index of version 1, isn't compared.
+
+        Raises: ValueError naming what differs.
+        """
+        pairs = {"processor": (self.processor, processor), "dtype": (self.dtype, dtype)}
+        others = [
+            f"{name} {difference(*pair)}" for name, pair in pairs.items() if None not in pair and pair[0] != pair[1]
+        ]
+        if weight_hash != self.weight_hash and dim not in (0, self.dim):
+            found = f"of {self.dim} numbers, but the model gives {dim}"
+            remedy = f"Open the model at descriptor_dim={self.dim} (--dim) if it has a nested head"
+        elif weight_hash != self.weight_hash:
+            found = (
+                f"(weights {self.weight_hash[:8]}), but the others come from {model_name} (weights {weight_hash[:8]})"
+            )
+            remedy = f"Use {self.model_name}"
+        elif others:
+            found, remedy = f"made with other settings ({', '.join(others)})", "Use those of the index"
+        else:
+            return
+        raise ValueError(
+            f"The index holds descriptors of {self.model_name} {found}, and the two can't be compared. {remedy}, or "
+            "build a new index with `d2vpr index`."
+        )
+
     def _allowed(
         self, near: tuple[float, float] | None, radius_m: float | None, exclude: int | Iterable[int] | None
     ) -> np.ndarray | None:
@@ -318,34 +349,23 @@ class PlaceIndex:
                 f"near is {near} and radius_m is {radius_m}, but near must be (latitude, longitude) within ±90 and "
                 "±180 degrees, and radius_m metres from 0."
             )
-        places_latitude = self.places["latitude"].to_numpy()
-        # The exact distance is slow for millions of places; a band of latitudes leaves few.
-        rows = np.flatnonzero(np.abs(places_latitude - latitude) <= radius_m / _LEAST_METRES_A_DEGREE)
-        places_longitude = self.places["longitude"].to_numpy()[rows]
-        within = np.zeros(len(self), bool)
-        within[rows] = distances_m(latitude, longitude, places_latitude[rows], places_longitude) <= radius_m
+        degrees = self.places[["latitude", "longitude"]].to_numpy()
+        # The exact distance is slow for millions of places; that on a sphere, within 1 % of it, leaves few in doubt.
+        phi, theta = np.radians(degrees).T
+        phi_0, theta_0 = np.radians([latitude, longitude])
+        haversine = np.sin((phi - phi_0) / 2) ** 2 + np.cos(phi) * np.cos(phi_0) * np.sin((theta - theta_0) / 2) ** 2
+        about_m = 2 * _EARTH_RADIUS_M * np.arcsin(np.sqrt(np.minimum(haversine, 1)))
+        within = about_m < radius_m
+        unsure = np.flatnonzero(np.abs(about_m - radius_m) <= 0.01 * radius_m + 1)
+        within[unsure] = distances_m(latitude, longitude, *degrees[unsure].T) <= radius_m
         return within
 
     def _checked_vectors(self, queries: Descriptors | np.ndarray) -> np.ndarray:
         """Vectors (rows, dim) of descriptors that can be compared with this index."""
-        if isinstance(queries, np.ndarray):
-            vectors = queries
-        elif queries.weight_hash != self.weight_hash and queries.vectors.shape[1:] != (self.dim,):
-            raise ValueError(
-                f"This index holds descriptors of {self.model_name} of {self.dim} numbers, but the others have shape "
-                f"{queries.vectors.shape} and come from {queries.model_name}, and the two can't be compared. Embed the "
-                f"photos with {self.model_name} (at descriptor_dim={self.dim} if it has a nested head), or build a new "
-                "index with `d2vpr index`."
-            )
-        elif queries.weight_hash != self.weight_hash:
-            raise ValueError(
-                f"This index holds descriptors of {self.model_name} (weights {self.weight_hash[:8]}), but the others "
-                f"come from {queries.model_name} (weights {queries.weight_hash[:8]}), and the two can't be compared. "
-                f"Embed the photos with {self.model_name}, or build a new index with `d2vpr index`."
-            )
-        else:
-            self.check_settings(queries.processor, queries.dtype)
-            vectors = queries.vectors
+        if isinstance(queries, Descriptors):
+            made_by = queries.model_name, queries.weight_hash, queries.vectors.shape[-1]
+            self.check_maker(*made_by, queries.processor, queries.dtype)
+        vectors = queries.vectors if isinstance(queries, Descriptors) else queries
         if vectors.ndim != 2 or vectors.shape[1] != self.dim or not np.issubdtype(vectors.dtype, np.floating):
             raise ValueError(
                 f"The descriptors have shape {vectors.shape} and type {vectors.dtype}, but this index takes floating "
@@ -362,21 +382,6 @@ class PlaceIndex:
                 f"{self.metric}, mean nothing. Embed these photos again with the model and processor of the others."
             )
         return vectors
-
-    def check_settings(self, processor: dict[str, Any] | None, dtype: str | None) -> None:
-        """Refuses descriptors of another processor or number type; what one of the two doesn't know isn't compared.
-
-        Raises: ValueError naming what differs.
-        """
-        pairs = {"processor": (self.processor, processor), "dtype": (self.dtype, dtype)}
-        differing = [
-            f"{name} {difference(*pair)}" for name, pair in pairs.items() if None not in pair and pair[0] != pair[1]
-        ]
-        if differing:
-            raise ValueError(
-                f"This index holds descriptors made with other settings: {', '.join(differing)}. Use the settings of "
-                "the index, or build a new one with `d2vpr index`."
-            )
 
     def _check_paths(self, paths: Sequence[str]) -> None:
         """Refuse paths that are in the index already or twice in `paths`."""

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from scipy.linalg import blas, eigh
 
-from ..files import path_to_text, text_to_path
+from ..files import hash_file, path_to_text, text_to_path
 from ..models.checkpoint import save_checkpoint
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
 from ..photos.folder import list_images
@@ -74,7 +74,7 @@ class PcaSource:
         for path in paths:
             file = text_to_path(path) if isinstance(path, str) else path
             try:
-                hashes.append(_sha256(file))
+                hashes.append(hash_file(file))
                 sizes.append(file.stat().st_size)
             except OSError as error:
                 raise ValueError(
@@ -325,7 +325,7 @@ def pca_overlap(model: torch.nn.Module, paths: Sequence[str | Path]) -> list[str
         file = text_to_path(path) if isinstance(path, str) else path
         try:
             size = file.stat().st_size
-            if size in sizes and (size, _head(_sha256(file))) in known:
+            if size in sizes and (size, _head(hash_file(file))) in known:
                 found.append(path_to_text(file))
         except OSError:
             continue
@@ -442,12 +442,6 @@ def _leading(products: np.ndarray, dim: int) -> tuple[np.ndarray, np.ndarray, fl
         products, lower=False, subset_by_index=(side - dim, side - 1), overwrite_a=True, check_finite=False
     )
     return values[::-1], columns[:, ::-1], total
-
-
-def _sha256(path: Path) -> str:
-    """SHA-256 of a file in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _head(sha256: str) -> int:

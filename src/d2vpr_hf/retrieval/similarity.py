@@ -74,7 +74,13 @@ def distance_scores(squared_distances: np.ndarray) -> np.ndarray:
 
 
 def nearest_rows(
-    queries: np.ndarray, database: np.ndarray, k: int, metric: Metric, *, block_bytes: int = _BLOCK_BYTES
+    queries: np.ndarray,
+    database: np.ndarray,
+    k: int,
+    metric: Metric,
+    *,
+    among: np.ndarray | None = None,
+    block_bytes: int = _BLOCK_BYTES,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k best database rows of each query, exactly, without an index.
 
@@ -86,6 +92,7 @@ def nearest_rows(
         database: (rows, dim) float32, in memory or mapped.
         k: answers a query.
         metric: by which they are compared.
+        among: numbers of the database rows that may be answers, rising; None: all.
         block_bytes: size of a block of queries and of one of the database.
 
     Returns: scores (queries, k) float32, best first, and row numbers (queries, k) int64; nan and -1 where the database
@@ -96,7 +103,7 @@ def nearest_rows(
     rows = np.full((len(queries), k), -1, np.int64)
     for start in range(0, len(queries), block_rows):
         asked = slice(start, start + block_rows)
-        scores[asked], rows[asked] = _nearest_of_block(queries[asked], database, k, metric, block_rows)
+        scores[asked], rows[asked] = _nearest_of_block(queries[asked], database, k, metric, among, block_rows)
         release_pages(queries)
     return scores, rows
 
@@ -113,16 +120,18 @@ def release_pages(array: np.ndarray) -> None:
 
 
 def _nearest_of_block(
-    queries: np.ndarray, database: np.ndarray, k: int, metric: Metric, block_rows: int
+    queries: np.ndarray, database: np.ndarray, k: int, metric: Metric, among: np.ndarray | None, block_rows: int
 ) -> tuple[np.ndarray, np.ndarray]:
     queries = np.ascontiguousarray(queries, np.float32)
     best_scores = np.full((len(queries), k), -np.inf, np.float32)
     best_rows = np.full((len(queries), k), -1, np.int64)
-    for start in range(0, len(database), block_rows):
-        block = np.ascontiguousarray(database[start : start + block_rows], np.float32)
+    for start in range(0, len(database if among is None else among), block_rows):
+        asked = slice(start, start + block_rows)
+        block = np.ascontiguousarray(database[asked if among is None else among[asked]], np.float32)
         values, found = faiss.knn(queries, block, min(k, len(block)), metric=_FAISS_METRICS[metric])
         alike = distance_scores(values) if metric == "l2" else values
-        best_scores, best_rows = _merged(best_scores, best_rows, alike, found + start)
+        rows = found + start if among is None else among[asked][found]
+        best_scores, best_rows = _merged(best_scores, best_rows, alike, rows)
         release_pages(database)
     return np.where(best_rows < 0, np.nan, best_scores), best_rows
 

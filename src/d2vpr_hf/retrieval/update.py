@@ -107,19 +107,8 @@ def _load_index(places: Path, embedder: Embedder) -> PlaceIndex | None:
     if not (places / SETTINGS_FILE).is_file():
         return None
     index = PlaceIndex.load(places)
-    if (found := embedder.weight_hash) != index.weight_hash:
-        if (dim := embedder.descriptor_dim) not in (0, index.dim):
-            raise ValueError(
-                f"{places} holds an index of {index.model_name} with descriptors of {index.dim} numbers, but the model "
-                f"gives {dim}, and the two can't be mixed. Open the model at descriptor_dim={index.dim} (--dim) if it "
-                "has a nested head, name another folder for the new index, or remove this one."
-            )
-        raise ValueError(
-            f"{places} holds an index of {index.model_name} (weights {index.weight_hash[:8]}), but the model has the "
-            f"weights {found[:8]}, and the two can't be mixed. Name another folder for the new index, or remove this "
-            "one."
-        )
-    index.check_settings(embedder.processor_settings, embedder.dtype)
+    made_by = embedder.name, embedder.weight_hash, embedder.descriptor_dim
+    index.check_maker(*made_by, embedder.processor_settings, embedder.dtype)
     return index
 
 

@@ -7,7 +7,7 @@ from typing import BinaryIO, Self
 import faiss
 import numpy as np
 
-from ..similarity import Metric, distance_scores
+from ..similarity import Metric, distance_scores, nearest_rows
 
 _INDEXES: dict[Metric, type[faiss.IndexFlat]] = {"inner_product": faiss.IndexFlatIP, "l2": faiss.IndexFlatL2}
 _KINDS: dict[Metric, str] = {"inner_product": "faiss-flat-ip", "l2": "faiss-flat-l2"}
@@ -17,6 +17,8 @@ _KINDS: dict[Metric, str] = {"inner_product": "faiss-flat-ip", "l2": "faiss-flat
 _HEADER = struct.Struct("<4siq16x?i")
 _NAMES: dict[Metric, bytes] = {"inner_product": b"IxFI", "l2": b"IxF2"}
 _LENGTH = struct.Struct("<Q")
+# From so many on FAISS multiplies matrices, but not where only some vectors may be answers.
+_MANY_QUERIES = 20
 
 
 class FaissStore:
@@ -51,18 +53,20 @@ class FaissStore:
         self._index.remove_ids(np.ascontiguousarray(ids, np.int64))
 
     def search(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        queries = np.ascontiguousarray(queries, np.float32)
-        if allowed is None:
-            scores, ids = self._index.search(queries, k)
+        queries, own, flat = np.ascontiguousarray(queries, np.float32), self.ids(), self._index.index
+        rows = None if allowed is None else np.flatnonzero(np.isin(own, allowed))
+        if rows is not None and len(rows) < len(own) and len(queries) >= _MANY_QUERIES:
+            vectors = faiss.rev_swig_ptr(faiss.downcast_index(flat).get_xb(), flat.ntotal * flat.d)
+            scores, found = nearest_rows(queries, vectors.reshape(-1, flat.d), k, self.metric, among=rows)
         else:
-            bits = np.zeros(int(allowed.max(initial=-1)) + 1, bool)
-            bits[allowed] = True
-            # FAISS keeps a pointer into this array: the name holds it until the search is done.
-            bitmap = np.packbits(bits, bitorder="little")
-            selector = faiss.IDSelectorBitmap(bitmap)
-            scores, ids = self._index.search(queries, k, params=faiss.SearchParameters(sel=selector))
-        if self.metric == "l2":
-            scores = distance_scores(scores)
+            parameters = None
+            if rows is not None and len(rows) < len(own):
+                # FAISS keeps a pointer into this array: the name holds it until the search is done.
+                bitmap = np.packbits(np.isin(np.arange(len(own)), rows), bitorder="little")
+                parameters = faiss.SearchParameters(sel=faiss.IDSelectorBitmap(bitmap))
+            scores, found = flat.search(queries, k, params=parameters)
+            scores = distance_scores(scores) if self.metric == "l2" else scores
+        ids = np.where(found < 0, -1, own[found]) if len(own) else found
         scores[ids < 0] = np.nan
         # lexsort's last key leads; nan sorts behind every number, which keeps the padding last.
         order = np.lexsort((ids, -scores), axis=1)
