@@ -5,8 +5,7 @@ photo's middle, so that views of a photo overlap; near and far don't shift as th
 """
 
 import math
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,36 +15,14 @@ from PIL import Image
 from ..photos.images import open_image
 from ..photos.revisit import projection, revisit
 from .cut import list_panoramas
-from .places_folder import generator_of, write_places
+from .places_folder import check_ranges, generator_of, write_places
 
 FIELD_DEG = 55.0  # of the views, across
+RANGES = {
+    "views_per_photo": (2, 10**4), "height": (16, 10**4), "width": (16, 10**4), "zoom": (1, 4), "turn_deg": (0, 50),
+    "roll_deg": (0, 45), "near": (0, 10**4),
+}  # fmt: skip
 COLUMNS = ("zoom", "turn_deg", "tilt_deg", "roll_deg", "across", "down")
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """All that decides the views, but for the photos themselves."""
-
-    views_per_photo: int
-    height: int
-    width: int
-    zoom: float
-    turn_deg: float
-    roll_deg: float
-    near: int
-    seed: int
-    revisited: bool
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("views_per_photo", 2, 10**4), ("height", 16, 10**4), ("width", 16, 10**4), ("zoom", 1, 4),
-            ("turn_deg", 0, 50), ("roll_deg", 0, 45), ("near", 0, 10**4),
-        ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(
-                    f"cut_photo_views: {name} is {getattr(self, name)}, but must be from {low} to {high}, so that "
-                    "views of a photo overlap."
-                )
 
 
 def cut_photo_views(
@@ -89,7 +66,11 @@ def cut_photo_views(
         places that conflict with its own; and `photos.json`, as `cut_training_views` writes `panoramas.json`.
     Raises: as `cut_training_views`.
     """
-    settings = _Settings(views_per_photo, height, width, zoom, turn_deg, roll_deg, near, seed, revisited)
+    settings = {
+        "views_per_photo": views_per_photo, "height": height, "width": width, "zoom": zoom, "turn_deg": turn_deg,
+        "roll_deg": roll_deg, "near": near, "seed": seed, "revisited": revisited,
+    }  # fmt: skip
+    check_ranges("cut_photo_views", settings, RANGES)
 
     def draw(photo: Image.Image, digest: str) -> Iterator[list[Image.Image]]:
         random = np.random.default_rng([seed, int(digest[:12], 16)])
@@ -102,17 +83,17 @@ def cut_photo_views(
 
     root, out = Path(folder), Path(out)
     return write_places(
-        list_panoramas(root, but_not_in=out), root, out, kind="photo", settings=asdict(settings),
+        list_panoramas(root, but_not_in=out), root, out, kind="photo", settings=settings,
         open_source=open_image, draw=draw, describe=describe, near=near, exclude=exclude, only=only, progress=progress,
     )  # fmt: skip
 
 
-def _looks(settings: _Settings, digest: str) -> torch.Tensor:
+def _looks(settings: Mapping[str, float], digest: str) -> torch.Tensor:
     """(views, 6) how each view looks at its photo: COLUMNS, the last two from -1 to 1."""
-    shape = (settings.views_per_photo, len(COLUMNS))
-    draw = 2 * torch.rand(shape, generator=generator_of(settings.seed, digest), dtype=torch.float64) - 1
-    zoom = torch.exp((draw[:, :1] + 1) / 2 * math.log(settings.zoom))
-    widest = torch.tensor([settings.turn_deg, settings.turn_deg / 4, settings.roll_deg, 1, 1])
+    shape = (settings["views_per_photo"], len(COLUMNS))
+    draw = 2 * torch.rand(shape, generator=generator_of(settings["seed"], digest), dtype=torch.float64) - 1
+    zoom = torch.exp((draw[:, :1] + 1) / 2 * math.log(settings["zoom"]))
+    widest = torch.tensor([settings["turn_deg"], settings["turn_deg"] / 4, settings["roll_deg"], 1, 1])
     return torch.cat([zoom, draw[:, 1:] * widest], dim=1).mul(100).round() / 100
 
 

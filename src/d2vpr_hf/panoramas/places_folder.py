@@ -99,6 +99,19 @@ def write_places(
     return out
 
 
+def check_ranges(maker: str, settings: Mapping[str, float], ranges: Mapping[str, tuple[float, float]]) -> None:
+    """Refuses numbers with which views of a place might not overlap.
+
+    Raises: ValueError that names the first setting out of its range, both ends included.
+    """
+    for name, (low, high) in ranges.items():
+        if not low <= settings[name] <= high:
+            raise ValueError(
+                f"{maker}: {name} is {settings[name]}, but must be from {low} to {high}, so that views of a place "
+                "overlap."
+            )
+
+
 def generator_of(seed: int, digest: str) -> torch.Generator:
     """What the views of a source are drawn from."""
     state = hashlib.sha256(f"{seed} {digest}".encode()).digest()

@@ -9,7 +9,6 @@ import csv
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from PIL import Image
 from ..files import path_to_text
 from ..photos.revisit import revisit
 from .cut import as_images, list_panoramas, open_panorama
-from .places_folder import TABLE, generator_of, write_places
+from .places_folder import TABLE, check_ranges, generator_of, write_places
 from .views import cut_views, heading_spans
 
 # How far views of a sector may differ, in shares of the field of view, in degrees for the roll. The widest of these
@@ -28,47 +27,12 @@ from .views import cut_views, heading_spans
 HEADING_SHARE, PITCH_SHARE, FIELD_SHARE, ROLL_DEG = 1 / 8, 1 / 20, 0.06, 2.0
 FIELDS_DEG = (30.0, 100.0)
 SHAPES = (0.5, 1.5)  # height by width
+RANGES = {
+    "sectors": (1, math.inf), "views_per_sector": (2, math.inf), "field_deg": FIELDS_DEG, "height by width": SHAPES,
+    "pitch_deg": (-60, 60), "roll_deg": (0, 180), "field_share": (0, 0.6), "crop": (0, 0.8),
+}  # fmt: skip
 # What conflicts follow from.
 SPAN_COLUMNS = ("place", "panorama", "first_heading_deg", "last_heading_deg")
-
-
-@dataclass(frozen=True)
-class _Settings:
-    """All that decides the views, but for the panoramas themselves."""
-
-    sectors: int
-    views_per_sector: int
-    field_deg: float
-    height: int
-    width: int
-    seed: int
-    revisited: bool
-    pitch_deg: float
-    roll_deg: float
-    field_share: float
-    crop: float
-
-    def __post_init__(self) -> None:
-        shape = self.height / self.width if self.width > 0 else 0
-        for name, found, expected, holds in (
-            ("sectors", self.sectors, "1 or more", self.sectors >= 1),
-            ("views_per_sector", self.views_per_sector, "2 or more", self.views_per_sector >= 2),
-            ("field_deg", self.field_deg, "from {} to {}".format(*FIELDS_DEG), _within(self.field_deg, FIELDS_DEG)),
-            ("height by width", round(shape, 2), "from {} to {}".format(*SHAPES), _within(shape, SHAPES)),
-            ("pitch_deg", self.pitch_deg, "from -60 to 60", _within(self.pitch_deg, (-60, 60))),
-            ("roll_deg", self.roll_deg, "from 0 to 180", _within(self.roll_deg, (0, 180))),
-            ("field_share", self.field_share, "from 0 to 0.6", _within(self.field_share, (0, 0.6))),
-            ("crop", self.crop, "from 0 to 0.8", _within(self.crop, (0, 0.8))),
-        ):
-            if not holds:
-                raise ValueError(
-                    f"cut_training_views: {name} is {found}, but must be {expected}, so that views of a place overlap."
-                )
-
-    def recorded(self) -> dict[str, Any]:
-        """For the record: what came later only where it isn't the default, so that older folders still match."""
-        later = {"pitch_deg": 0.0, "roll_deg": ROLL_DEG, "field_share": FIELD_SHARE, "crop": 0.0}
-        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
 
 def cut_training_views(
@@ -125,13 +89,20 @@ def cut_training_views(
     Raises: ValueError if a number is out of range, a name to exclude or to take is unknown, or no panorama can be used;
         FileExistsError if `out` holds anything else than the same call would make.
     """
-    settings = _Settings(
-        sectors, views_per_sector, field_deg, height, width, seed, revisited, pitch_deg, roll_deg, field_share, crop
-    )
+    settings = {
+        "sectors": sectors, "views_per_sector": views_per_sector, "field_deg": field_deg, "height": height,
+        "width": width, "seed": seed, "revisited": revisited,
+    }  # fmt: skip
+    moved = {"pitch_deg": pitch_deg, "roll_deg": roll_deg, "field_share": field_share, "crop": crop}
+    shape = round(height / width, 2) if width > 0 else 0
+    check_ranges("cut_training_views", settings | moved | {"height by width": shape}, RANGES)
+    # Folders of before these could be chosen record none of them.
+    defaults = {"pitch_deg": 0.0, "roll_deg": ROLL_DEG, "field_share": FIELD_SHARE, "crop": 0.0}
+    recorded = settings | {name: value for name, value in moved.items() if value != defaults[name]}
     size = {"height": height, "width": width}
 
     def draw(panorama: torch.Tensor, digest: str) -> Iterator[Iterator[Image.Image]]:
-        angles, windows = _draw(settings, digest)
+        angles, windows = _draw(settings | moved, digest)
         for sector in range(sectors):
             images = as_images(cut_views(panorama.to(device), *angles[:, sector], **size))
             if crop:
@@ -143,7 +114,7 @@ def cut_training_views(
             yield images
 
     def describe(digest: str) -> list[list[dict[str, str]]]:
-        angles, windows = _draw(settings, digest)
+        angles, windows = _draw(settings | moved, digest)
         first, last = heading_spans(*angles, **size)
         columns = {
             **dict(zip(("heading_deg", "pitch_deg", "roll_deg", "field_deg"), angles, strict=True)),
@@ -166,7 +137,7 @@ def cut_training_views(
         root,
         out,
         kind="panorama",
-        settings=settings.recorded(),
+        settings=recorded,
         open_source=open_panorama,
         draw=draw,
         describe=describe,
@@ -211,31 +182,27 @@ def panorama_conflicts(table: str | Path | Mapping[str, Sequence]) -> dict[int, 
     return {each: frozenset(others) for each, others in sorted(conflicts.items())}
 
 
-def _within(number: float, limits: tuple[float, float]) -> bool:
-    return limits[0] <= number <= limits[1]
-
-
-def _draw(settings: _Settings, digest: str) -> tuple[torch.Tensor, torch.Tensor]:
+def _draw(settings: Mapping[str, Any], digest: str) -> tuple[torch.Tensor, torch.Tensor]:
     """What each view shows, in hundredths, as the table states them.
 
     Returns: (4, sectors, views) heading, pitch, roll and field in degrees; and of that (4, sectors, views) left, top,
         right and bottom of what is kept, as shares.
     """
-    random = generator_of(settings.seed, digest)
-    shape = (settings.sectors, settings.views_per_sector)
+    random = generator_of(settings["seed"], digest)
+    shape = (settings["sectors"], settings["views_per_sector"])
     heading, pitch, roll, field = 2 * torch.rand((4, *shape), generator=random, dtype=torch.float64) - 1
-    wide = settings.field_deg
-    high = 2 * math.degrees(math.atan(math.tan(math.radians(wide / 2)) * settings.height / settings.width))
-    middles = torch.arange(settings.sectors, dtype=torch.float64)[:, None] * 360 / settings.sectors
+    wide = settings["field_deg"]
+    high = 2 * math.degrees(math.atan(math.tan(math.radians(wide / 2)) * settings["height"] / settings["width"]))
+    middles = torch.arange(settings["sectors"], dtype=torch.float64)[:, None] * 360 / settings["sectors"]
     angles = torch.stack(
         [
             (middles + heading * HEADING_SHARE * wide) % 360,
-            settings.pitch_deg + pitch * PITCH_SHARE * min(wide, high),
-            roll * settings.roll_deg,
-            wide * (1 + field * settings.field_share),
+            settings["pitch_deg"] + pitch * PITCH_SHARE * min(wide, high),
+            roll * settings["roll_deg"],
+            wide * (1 + field * settings["field_share"]),
         ]
     )
     lost, across, down = torch.rand((3, *shape), generator=random, dtype=torch.float64)
-    left, top, kept = settings.crop * lost * across, settings.crop * lost * down, 1 - settings.crop * lost
+    left, top, kept = settings["crop"] * lost * across, settings["crop"] * lost * down, 1 - settings["crop"] * lost
     windows = torch.stack([left, top, left + kept, top + kept])
     return angles.mul(100).round() / 100, windows.mul(100).round() / 100

@@ -90,7 +90,7 @@ def make_town(
             layout all photos, which look at one house front from up to 20 m along the street to either side.
         seasons: snow that lies, bare and brown trees, and wet roads, in queries and in GSV-Cities' layout.
         alike: share of houses, 0 to 1, that look like the one beside them but for details.
-        landmarks: towers behind the houses, each of a kind of its own.
+        landmarks: some houses are towers, each of a colour of its own.
         facades: folder of photos of facades, seen from the front, that most houses have for fronts.
         device: where the photos are drawn; on the CPU by as many workers as `torch.get_num_threads()`.
         batch_size: photos drawn at a time; more than one pays on an accelerator.

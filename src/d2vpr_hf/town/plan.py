@@ -1,6 +1,5 @@
 """The plan of a made-up town: where its streets, houses, trees, lamps and parking bays are, as tensors by seed."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
@@ -52,7 +51,7 @@ HOUSE_ROWS = (
     "panes_up", "shutters", "blank", "balconies", "band", "shop", "awning", "door_column", "ground_columns", "banner",
     "roof_tint", "photo",
 )  # fmt: skip
-COLOUR_ROWS = [HOUSE_ROWS.index(f"wall_{colour}") for colour in ("red", "green", "blue")]
+COLOUR_ROWS = torch.tensor([HOUSE_ROWS.index(f"wall_{colour}") for colour in ("red", "green", "blue")])
 
 
 class Tensors:
@@ -136,7 +135,7 @@ def lay_out_street(
         places: how many places it has, each at least `PLACE_SPACING_M` from the next.
         seed: any integer; the same seed and number of places give the same town.
         alike: share of houses that look like the one to their left but for details.
-        landmarks: towers behind the houses of some blocks, each of a kind of its own.
+        landmarks: some houses are towers, each of a colour of its own.
         facades: photos (see `read_facades`) that most houses have for fronts.
     """
     random = torch.Generator().manual_seed(seed)
@@ -145,16 +144,14 @@ def lay_out_street(
         blocks += 1
     lines = blocks + 3  # the town's own blocks + 1 streets, and one more on each side
     half_width_x, half_width_y = 8.4 + 2.8 * torch.rand(2, lines, generator=random)
-    walls, wall_house, wall_kind, widths = _build_walls(half_width_x.tolist(), half_width_y.tolist(), random)
+    half_widths = {"half_width_x": half_width_x, "half_width_y": half_width_y}
+    walls, widths = _build_walls(half_width_x.tolist(), half_width_y.tolist(), random)
     street = Street(
-        half_width_x=half_width_x,
-        half_width_y=half_width_y,
-        walls=walls,
-        wall_house=wall_house,
-        wall_kind=wall_kind,
+        **half_widths,
+        **walls,
         houses=_design_houses(widths, random),
-        boards=_plant_boards(half_width_x, half_width_y, random),
-        bays=_mark_bays(half_width_x, half_width_y),
+        boards=_plant_boards(**half_widths, random=random),
+        bays=_mark_bays(**half_widths),
         places=_choose_places(blocks, places, random),
         facades=torch.empty(3, 0, dtype=torch.uint8) if facades is None else facades,
         noise=tiling_noise(random),
@@ -182,8 +179,8 @@ def _choose_places(blocks: int, count: int, random: torch.Generator) -> Tensor:
 
 def _build_walls(
     half_width_x: list[float], half_width_y: list[float], random: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Houses around every block, each with four walls whose right-hand side is the outside."""
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Houses around every block, each with four walls whose right-hand side is the outside; and their widths."""
     corners, widths, kinds = [], [], []
     for block_x in range(len(half_width_x) - 1):
         west = BLOCK_M * (block_x - 1) + half_width_x[block_x]
@@ -212,7 +209,7 @@ def _build_walls(
     ring = torch.tensor(corners)  # (houses, 4 corners, 2)
     walls = torch.cat([ring, ring.roll(-1, dims=1)], dim=-1).flatten(0, 1)  # (houses * 4, 4)
     wall_house = torch.arange(len(ring)).repeat_interleave(4)
-    return walls, wall_house, torch.tensor(kinds), torch.tensor(widths)
+    return {"walls": walls, "wall_house": wall_house, "wall_kind": torch.tensor(kinds)}, torch.tensor(widths)
 
 
 def _step(start: tuple[float, float], course: tuple[float, float], metres: float) -> tuple[float, float]:
@@ -317,32 +314,16 @@ def _hang_photos(street: Street, random: torch.Generator) -> Street:
 
 
 def _raise_towers(street: Street, random: torch.Generator) -> Street:
-    """Towers inside of half of the blocks, 20 to 40 m high, in colours that houses don't have."""
-    blocks = [(x, y) for x in range(len(street.half_width_x) - 1) for y in range(len(street.half_width_y) - 1)]
-    chosen = torch.randperm(len(blocks), generator=random)[: math.ceil(len(blocks) / 2)].tolist()
-    count = len(chosen)
-    draw = torch.rand(8, count, generator=random)
-    middle = BLOCK_M * (torch.tensor([blocks[i] for i in chosen]) - 0.5) + 44 * (draw[:2].T - 0.5)
-    half = (2.5 + 2.5 * draw[2])[:, None]
-    corners = torch.stack([middle + half * torch.tensor(each) for each in ((-1, -1), (1, -1), (1, 1), (-1, 1))], dim=1)
-    walls = torch.cat([corners, corners.roll(-1, dims=1)], dim=-1).flatten(0, 1)
-    first = street.houses.shape[1]
-    towers = _design_houses(2 * half[:, 0], random)
-    changed = {
-        "number": first + torch.arange(count), "storeys": (5 + 6 * draw[3]).round(), "storey_m": 3.0 + 0.8 * draw[4],
-        "roof_m": 3 + 7 * draw[5], "shop": 0 * half[:, 0], "banner": 0 * half[:, 0], "photo": 0 * half[:, 0] - 1,
-    }  # fmt: skip
+    """One house in twelve becomes a tower, 20 to 45 m high, in a colour that other houses don't have."""
+    houses, count = street.houses.clone(), street.houses.shape[1]
+    chosen = torch.randperm(count, generator=random)[: count // 12]
+    storeys, storey_m, roof_m, hue, light = torch.rand(5, len(chosen), generator=random)
+    changed = {"storeys": 5 + (7 * storeys).floor(), "storey_m": 3 + 0.6 * storey_m, "roof_m": 2 + 6 * roof_m}
     for name, values in changed.items():
-        towers[HOUSE_ROWS.index(name)] = values.float()
-    hue = torch.stack([draw[6], (draw[6] + 1 / 3) % 1, (draw[6] + 2 / 3) % 1])
-    towers[COLOUR_ROWS] = (0.12 + 0.55 * (2 * hue - 1).abs()) * (0.7 + 0.5 * draw[7])
-    return replace(
-        street,
-        walls=torch.cat([street.walls, walls]),
-        wall_house=torch.cat([street.wall_house, first + torch.arange(count).repeat_interleave(4)]),
-        wall_kind=torch.cat([street.wall_kind, torch.full((4 * count,), Wall.FRONT)]),
-        houses=torch.cat([street.houses, towers], dim=1),
-    )
+        houses[HOUSE_ROWS.index(name), chosen] = values
+    wheel = torch.stack([hue, (hue + 1 / 3) % 1, (hue + 2 / 3) % 1])
+    houses[COLOUR_ROWS[:, None], chosen] = (0.16 + 0.36 * (2 * wheel - 1).abs()) * (0.6 + 0.7 * light)
+    return replace(street, houses=houses)
 
 
 def _along_streets(half_width_x: Tensor, half_width_y: Tensor, spacing_m: float) -> tuple[Tensor, ...]:

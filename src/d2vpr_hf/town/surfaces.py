@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .facades import HEIGHT, WIDTH, facade_at
 from .noise import hash01, inside, mix, noise_at
-from .plan import ACCENT_COLOURS, PAVEMENT_M, Board, Material, Roof, Street, Wall
+from .plan import ACCENT_COLOURS, PAVEMENT_M, Board, Material, Roof, Street, Tensors, Wall
 from .weather import Weather
 
 
@@ -37,7 +37,7 @@ def roof_line(attributes: dict[str, Tensor], kind: Tensor, u: Tensor, length: Te
 
 
 @dataclass(frozen=True)
-class OnWall:
+class OnWall(Tensors):
     """Points on walls, (points,) each."""
 
     house: Tensor  # row of the house
@@ -51,6 +51,25 @@ class OnWall:
 
 def shade_walls(street: Street, at: OnWall, weather: Weather) -> Surface:
     """Facades at some points, in the weather of each point's photo."""
+    photo = street.houses_at(at.house)["photo"]
+    shown = (at.kind == Wall.FRONT) & (photo >= 0) & (at.z < at.length * HEIGHT / WIDTH)
+    if not bool(shown.any()):
+        return _shade_drawn(street, at, weather)
+    # From the ground up as a photo shows them, as far as it reaches, and drawn above.
+    shown, drawn = shown.nonzero()[:, 0], (~shown).nonzero()[:, 0]
+    above = _shade_drawn(street, at[drawn], weather[drawn] if len(weather) > 1 else weather)
+    photographed = at[shown]
+    share = photographed.u / photographed.length
+    rise = photographed.z / photographed.length * WIDTH / HEIGHT
+    texel = photographed.blur_u / photographed.length * WIDTH
+    albedo = torch.empty(3, len(photo), device=photo.device)
+    albedo[:, shown], albedo[:, drawn] = facade_at(street.facades, photo[shown], share, rise, texel), above.albedo
+    glow, gloss = torch.zeros_like(albedo), torch.zeros_like(photo)
+    glow[:, drawn], gloss[drawn] = above.glow, above.gloss
+    return Surface(albedo, glow, gloss)
+
+
+def _shade_drawn(street: Street, at: OnWall, weather: Weather) -> Surface:
     lit_share, lamps, snow, visit = weather.lit_share, weather.lamps, weather.snow, weather.visit
     u, z, blur_u, blur_z = at.u, at.z, at.blur_u, at.blur_z
     a = street.houses_at(at.house)
@@ -151,25 +170,9 @@ def shade_walls(street: Street, at: OnWall, weather: Weather) -> Surface:
     albedo = mix(albedo, trim * 0.7, slab)
 
     albedo, glow = _signs(a, at, albedo, glow, accent, lamps)
-    if street.facades.shape[1]:
-        albedo, glow, glass = _with_photos(street, at, a, albedo, glow, glass)
     ledge = inside(up, low - 0.20, low - 0.02, blur_z) * inside(across, -half - 0.2, half + 0.2, blur_u) * has_window
     albedo = mix(albedo, (0.88, 0.90, 0.94), ledge * snow * front)
     return Surface(albedo=albedo, glow=glow, gloss=glass * 0.6 * (1 - curtain))
-
-
-def _with_photos(
-    street: Street, at: OnWall, a: dict[str, Tensor], albedo: Tensor, glow: Tensor, glass: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The fronts of some houses from the ground up as a photo shows them, as far as it reaches."""
-    reach = at.length * HEIGHT / WIDTH
-    shown = ((at.kind == Wall.FRONT) & (a["photo"] >= 0) & (at.z < reach)).nonzero()[:, 0]
-    length, reach = at.length[shown], reach[shown]
-    across, up = at.u[shown] / length, at.z[shown] / reach
-    photo = facade_at(street.facades, a["photo"][shown], across, up, at.blur_u[shown] / length * WIDTH)
-    albedo, glow, glass = albedo.clone(), (glow + 0 * albedo).clone(), glass.clone()
-    albedo[:, shown], glow[:, shown], glass[shown] = photo, 0.0, 0.0
-    return albedo, glow, glass
 
 
 def _masonry(noise: Tensor, a: dict[str, Tensor], u: Tensor, z: Tensor, blur_z: Tensor, number: Tensor) -> Tensor:
