@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,8 +17,12 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
 from d2vpr_hf import embed_images, load_protocol
+from d2vpr_hf.cli.main import main
+from d2vpr_hf.training.arguments import resolve_arguments
 from d2vpr_hf.training.run import RunFolder
 from d2vpr_hf.training.trainer import TrainingStopped, train
+
+ROOT = Path(__file__).parents[2]
 
 
 def cli(keys: dict) -> list[str]:
@@ -185,8 +190,6 @@ def test_training_stops_before_a_loss_that_is_no_number(training_town, tmp_path,
 
 
 def test_an_unreadable_photo_is_replaced_counted_and_logged(training_town, tmp_path, caplog):
-    import shutil
-
     town = tmp_path / "town"
     shutil.copytree(training_town, town)
     broken = sorted((town / "Images").rglob("*.jpg"))[0]
@@ -304,3 +307,23 @@ def test_a_failed_start_leaves_no_folder(training_town, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ValueError, match="sync_batchnorm"):
         train(arguments(training_town, tmp_path / "run", sync_batchnorm=True))
+
+
+def test_a_run_of_version_0_1_goes_on(training_town, tmp_path, monkeypatch, capsys):
+    """By the command alone; a key that came after it had its default's effect, and any other value is refused."""
+    shutil.copytree(ROOT / "tests" / "recorded" / "run_0_1_0", tmp_path / "run")
+    (tmp_path / "town").symlink_to(training_town)
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder("run")
+    expected = losses(folder.records())
+    asked = json.loads(Path("run/arguments.json").read_text())
+    assert asked.pop("teacher_sees") == "augmented"
+    Path("run/arguments.json").write_text(json.dumps(asked))
+    changed = ["--stage", "finetune", *cli(given(resolve_arguments(asked)))[4:], "--resume", "--teacher_sees", "plain"]
+    assert main(["train", *changed]) == 2
+    assert "teacher_sees is 'plain', but the run in run has 'augmented'" in capsys.readouterr().err
+    (Path("run/states") / ".step-00000005.tmp").mkdir()
+    assert main(["train", "--resume", "--output", "run"]) == 0
+    assert "the weights of step 6 of 6" in capsys.readouterr().out
+    assert losses(folder.records()) == pytest.approx(expected, rel=1e-5)
+    assert sorted(path.name for path in Path("run/states").iterdir()) == ["step-00000004", "step-00000006"]

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any, Literal, Self, get_type_hints
@@ -181,6 +181,11 @@ class TrainingArguments:
     @classmethod
     def names(cls) -> list[str]:
         return [field.name for field in fields(cls) if field.init]
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        made = {field.name: field for field in fields(cls) if field.init}
+        return {name: [] if field.default is MISSING else field.default for name, field in made.items()}
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], origin: str = "the configuration") -> Self:

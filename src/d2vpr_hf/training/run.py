@@ -90,7 +90,8 @@ class RunFolder:
         """
         if not (self.root / ARGUMENTS).is_file():
             raise FileNotFoundError(f"{self.root} holds no training run to go on with. Leave --resume out.")
-        before = json.loads((self.root / ARGUMENTS).read_text(encoding="utf-8"))
+        # A key that the run doesn't know yet had the effect of its default.
+        before = arguments.defaults() | json.loads((self.root / ARGUMENTS).read_text(encoding="utf-8"))
         now = arguments.to_dict()
         for name in sorted((before.keys() | now.keys()) - FREE_ON_RESUME):
             if before.get(name) != now.get(name):

@@ -29,7 +29,7 @@ def test_a_step_holds_images_of_different_places_next_to_each_other():
         assert len(set(shown[:, 0])) == 6
         assert len(set(step)) == 24
     assert len({row for step in steps for row in step}) == 3 * 24
-    assert sampler.leftover_places == 2
+    assert sampler.places_used - 6 * sampler.steps_per_epoch == 2
 
 
 def test_epochs_differ_and_seeds_repeat_them():
@@ -137,7 +137,7 @@ def test_conflicting_places_never_share_a_step():
         steps = places_of(careful)
         used.update(chain.from_iterable(steps))
         assert len(steps) >= 2
-        assert careful.leftover_places == 20 - 5 * len(steps)
+        assert (careful.places_used, careful.steps_per_epoch) == (20, len(steps))
         assert len(set(chain.from_iterable(steps))) == 5 * len(steps)
     assert found > 50
     assert used == set(PLACES.tolist())
@@ -150,7 +150,7 @@ def test_places_of_a_clique_come_one_a_step():
     # 10 places outside of the clique, 3 of them in every step: 3 whole steps.
     assert [len(clique & set(step)) for step in steps] == [1] * len(steps)
     assert len(steps) == 3
-    assert sampler.leftover_places == 8
+    assert sampler.places_used - 4 * sampler.steps_per_epoch == 8
 
 
 def test_places_with_few_images_are_dropped_and_counted():
@@ -193,7 +193,7 @@ def test_an_epoch_of_the_size_of_gsv_cities_takes_about_a_second():
     sampler.set_epoch(1)
     next(iter(sampler))
     assert time.process_time() - started < 3
-    assert sampler.leftover_places < 120
+    assert sampler.places_used - 120 * sampler.steps_per_epoch < 120
     assert all(
         len({place // 20 for place in step if place < 6_000}) == sum(place < 6_000 for place in step)
         for step in places_of(sampler, places)

@@ -90,11 +90,6 @@ class PlaceSampler(Sampler[list[tuple[int, int]]]):
         """Whole steps of the present epoch; with conflicts it may differ between epochs."""
         return len(self._steps)
 
-    @property
-    def leftover_places(self) -> int:
-        """Usable places in no step of the present epoch: they fill none, or none without a conflict."""
-        return self.places_used - self._steps.size
-
     def set_epoch(self, epoch: int, first_step: int = 0) -> None:
         """Chooses the epoch to iterate, and the step to begin with, as if the steps before had been taken.
 
