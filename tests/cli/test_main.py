@@ -1,7 +1,10 @@
 """The command line from the outside: arguments in, text, files and exit codes out."""
 
+import ast
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -386,15 +389,174 @@ def test_the_process_keeps_results_and_progress_apart(photos, model, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_help_loads_nothing_but_the_package_itself():
-    code = (
-        "import sys, d2vpr_hf; before = set(sys.modules); from d2vpr_hf.cli.main import main; "
-        "main(['locate', '--help']); "
-        "print(sorted(set(sys.modules) - before), file=sys.stderr)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    loaded = done.stderr.strip().splitlines()[-1]
-    assert "d2vpr_hf.cli.locate" in loaded
-    loads = ("'faiss", "'pandas", "'datasets", "'pyproj", "'scipy")
-    for name in (*loads, "d2vpr_hf.retrieval.", "d2vpr_hf.photos.", "d2vpr_hf.protocols."):
-        assert name not in loaded
+HEAVY = ("torch", "transformers", "numpy", "PIL", "datasets", "accelerate", "pandas", "matplotlib", "faiss", "pyproj")
+
+
+def loaded_after(code: str, folder: Path) -> list[str]:
+    """Which of the heavy modules a process has loaded in the end."""
+    code = f"import sys\nfrom d2vpr_hf.cli.main import main\n{code}\nprint([n for n in {HEAVY} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=folder)
+    return ast.literal_eval(done.stdout.strip().splitlines()[-1])
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["locate", "--help"], ["--version"], ["locate", "--k", "x"]])
+def test_help_and_usage_load_nothing_heavy(arguments, tmp_path):
+    assert loaded_after(f"main({arguments})", tmp_path) == []
+
+
+def test_locate_loads_what_it_needs_when_it_needs_it(places, query, tmp_path):
+    missing = f"assert main(['locate', 'gone.jpg', '--index', {str(places)!r}]) == 2"
+    assert loaded_after(missing, tmp_path) == []
+    whole = f"assert main(['locate', {str(query)!r}, '--index', {str(places)!r}]) == 0"
+    # pandas holds the index's places, and transformers loads accelerate with its models.
+    assert not {"datasets", "matplotlib"} & (loaded := set(loaded_after(whole, tmp_path)))
+    assert "transformers" in loaded
+
+
+def test_the_package_runs_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "d2vpr_hf", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.startswith("d2vpr 0.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        TypeError("unhashable type: 'list'"),
+        KeyError("rows"),
+        RecursionError("maximum recursion depth exceeded"),
+        StopIteration(),
+        type("OddError", (Exception,), {})("two\nlines"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_that_asks_for_a_report(error, monkeypatch, capsys):
+    def fail(options):
+        raise error
+
+    monkeypatch.setattr("d2vpr_hf.cli.convert.run", fail)
+    message = fails(capsys, "convert", "a", "b")
+    assert len(message.splitlines()) == 1
+    assert f"({type(error).__name__}: " in message
+    assert "Please report it" in message
+    assert "--debug" in message
+    with pytest.raises(type(error)):
+        main(["convert", "a", "b", "--debug"])
+
+
+def test_memory_that_ran_out_is_said(monkeypatch, capsys):
+    def fail(options):
+        raise MemoryError
+
+    monkeypatch.setattr("d2vpr_hf.cli.convert.run", fail)
+    assert "memory ran out" in (message := fails(capsys, "convert", "a", "b"))
+    assert "--batch-size" in message
+
+
+def test_a_name_that_the_terminal_cannot_show_does_not_end_a_command(photos, query, model, tmp_path):
+    query.rename(tmp_path / "東京.jpg")
+    places = str(tmp_path / "places")
+    assert main(["index", str(photos), places, "--model", model]) == 0
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "d2vpr_hf", "locate", "東京.jpg", "--index", places]
+    done = subprocess.run(command, capture_output=True, check=False, env=ascii_only, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert b"\\u6771\\u4eac.jpg: 47.372" in done.stdout
+
+
+TERMINATED = """
+import os, signal, sys
+from d2vpr_hf import D2VprModel
+from d2vpr_hf.cli.main import main
+
+calls, forward = [], D2VprModel.forward
+def terminated_in_the_third(self, *args, **kwargs):
+    calls.append(1)
+    if len(calls) == 3:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return forward(self, *args, **kwargs)
+
+D2VprModel.forward = terminated_in_the_third
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does_and_the_next_goes_on(photos, model, tmp_path):
+    words = ["embed", str(photos), str(tmp_path / "rows"), "--model", model, "--batch-size", "1", "--device", "cpu"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", TERMINATED, *words]
+    stopped = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert stopped.returncode == 143
+    assert "terminated. What was written so far is whole; the same command goes on" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert main(words) == 0
+    assert len(Descriptors.load(tmp_path / "rows")) == 6
+
+
+def test_sigterm_is_left_to_programs_that_handle_it(monkeypatch):
+    seen = []
+    monkeypatch.setattr("d2vpr_hf.cli.convert.run", lambda options: os.kill(os.getpid(), signal.SIGTERM) or 0)
+    before = signal.signal(signal.SIGTERM, lambda *arguments: seen.append(1))
+    try:
+        assert main(["convert", "a", "b"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [1]
+    assert main(["convert", "a", "b"]) == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+STRANGE = """
+from pathlib import Path
+Path("ran").touch()
+from transformers import BaseImageProcessor, PretrainedConfig, PreTrainedModel
+class Config(PretrainedConfig): model_type = "strange"
+class Model(PreTrainedModel): config_class = Config
+class Processor(BaseImageProcessor): pass
+"""
+AUTO_MAP = {"AutoConfig": "strange.Config", "AutoModel": "strange.Model", "AutoImageProcessor": "strange.Processor"}
+
+
+@pytest.fixture(params=["strange", None, "d2vpr"])
+def theirs(request, places, model) -> Path:
+    """The checkpoint of the index, which now brings code of its own."""
+    model_type, theirs = request.param, Path(model)
+    (theirs / "strange.py").write_text(STRANGE)
+    for name in ("config.json", "preprocessor_config.json"):
+        settings = json.loads((theirs / name).read_text()) | {"auto_map": AUTO_MAP}
+        if name == "config.json":
+            del settings["model_type"]
+            settings |= {"model_type": model_type} if model_type else {}
+        else:
+            settings["image_processor_type"] = "Processor"
+        (theirs / name).write_text(json.dumps(settings))
+    return theirs
+
+
+def test_no_code_of_a_checkpoint_runs_unasked(theirs, places, photos, query, tmp_path, monkeypatch, capsys):
+    """Even where each question is answered with yes, and even where an index names the checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *question: "y")
+    for words in (
+        ["locate", str(query), "--index", str(places)],
+        ["embed", str(photos), "rows", "--model", str(theirs)],
+        ["train", "--model", str(theirs), "--stage", "finetune", "--data", str(photos), "--output", "run"],
+    ):
+        assert main(words) == 2, words
+        assert "Traceback" not in capsys.readouterr().err
+        assert not Path("ran").exists(), words
+    if json.loads((theirs / "config.json").read_text()).get("model_type") == "strange":
+        done = run_process("locate", str(query), "--index", str(places), input="y\n" * 100)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert not Path("ran").exists()
+
+
+def test_every_checkpoint_is_opened_without_its_code_unless_the_user_says_so():
+    package = Path(cli.__file__).parents[1]
+    calls = [
+        (path.name, node)
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and re.fullmatch(r"Auto\w+\.from_(pretrained|config)", ast.unparse(node.func))
+    ]
+    assert len(calls) > 6
+    for name, call in calls:
+        assert "trust_remote_code" in [keyword.arg for keyword in call.keywords], (name, ast.unparse(call))

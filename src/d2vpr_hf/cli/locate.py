@@ -84,9 +84,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 def run(options: argparse.Namespace) -> int:
     if (options.near is None) != (options.radius_m is None):
         raise UsageError("--near LAT LON and --radius-m R go together. Give both, or neither.")
+    paths = _photo_paths(options.photos)
     from ..retrieval.index import PlaceIndex
 
-    paths = _photo_paths(options.photos)
     index = PlaceIndex.load(options.index)
     excluded = _excluded_ids(index.places, options.exclude)
     embedder = open_embedder(
@@ -133,21 +133,19 @@ def run(options: argparse.Namespace) -> int:
 def _photo_paths(names: Sequence[str]) -> list[Path]:
     """The photos named, those of a folder in its place.
 
-    Raises: UsageError if one isn't there, or is named twice.
+    Raises: UsageError if one isn't there.
     """
+    photos = [Path(name) for name in names]
+    if missing := [photo for photo in photos if not photo.exists()]:
+        raise UsageError(f"there is no photo {missing[0]}. Check the path.")
     from ..photos.folder import list_images
 
     paths: list[Path] = []
-    for name in map(Path, names):
-        if name.is_dir():
-            found = list_images(name)
-            if not found:
-                raise UsageError(f"{name} holds no photo. Give photos, or a folder of them.")
-            paths += found
-        elif name.exists():
-            paths.append(name)
-        else:
-            raise UsageError(f"there is no photo {name}. Check the path.")
+    for photo in photos:
+        found = list_images(photo) if photo.is_dir() else [photo]
+        if not found:
+            raise UsageError(f"{photo} holds no photo. Give photos, or a folder of them.")
+        paths += found
     return list(dict.fromkeys(paths))
 
 

@@ -2,9 +2,14 @@
 
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from types import FrameType
+from typing import NoReturn
 
 from ..version import __version__
 from .parser import CommandParser, UsageError
@@ -14,7 +19,9 @@ COMMANDS = (
     "demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "cut", "train", "benchmark", "push",
 )  # fmt: skip
 
-OK, NOTHING_USABLE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+OK, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143
+# What our own checks raise, and what the libraries below say of files, memory and devices.
+_EXPECTED = (UsageError, ValueError, OSError, ImportError, RuntimeError)
 
 DESCRIPTION = """\
 Tells where a photo was taken by finding the most similar ones among your geo-tagged photos.
@@ -46,14 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the words after `d2vpr`; by default those of the process.
 
-    Returns: the exit code: 0 done, 1 done but nothing usable came out, 2 wrong usage or input, 130 interrupted.
+    Returns: the exit code: 0 done, 1 done but nothing usable came out, 2 wrong usage or input, 130 interrupted, 143
+        terminated.
     """
     debug = bool(os.environ.get("D2VPR_DEBUG"))
-    embedding = logging.getLogger("d2vpr_hf.retrieval.embedder")
-    level = embedding.level
+    with _console():
+        return _run(arguments, debug)
+
+
+def _run(arguments: Sequence[str] | None, debug: bool) -> int:
     try:
-        # The commands list themselves what was skipped.
-        embedding.setLevel(logging.ERROR)
         parser = build_parser()
         options = parser.parse_args(arguments)
         if options.command is None:
@@ -63,30 +72,69 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.run(options)
     except SystemExit as stop:  # argparse has printed help, version or what is wrong with the usage
         return int(stop.code or OK)
-    except KeyboardInterrupt:
-        _say("interrupted. What was written so far is whole; the same command goes on from there.")
-        return INTERRUPTED
+    except KeyboardInterrupt as stop:
+        terminated = isinstance(stop, _Terminated)
+        _say(
+            f"{'terminated' if terminated else 'interrupted'}. What was written so far is whole; the same command goes "
+            "on from there."
+        )
+        return TERMINATED if terminated else INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has seen enough. Python would complain again when it flushes on its way out.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (UsageError, ValueError, OSError, ImportError, RuntimeError) as error:
+    except Exception as error:
         if debug:
             raise
-        # What the libraries below raise as RuntimeError (memory, devices) doesn't always say where it comes from.
-        where = " `--debug` shows where this comes from." if isinstance(error, RuntimeError) else ""
-        _say(_one_paragraph(error) + where)
+        _say(_one_paragraph(error))
         return BAD_INPUT
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a run as Ctrl-C does: after what is being written is whole."""
+
+
+@contextmanager
+def _console() -> Iterator[None]:
+    """While a command runs: names that the terminal can't show don't end it, and SIGTERM doesn't go unanswered."""
+
+    def terminate(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    embedding = logging.getLogger("d2vpr_hf.retrieval.embedder")
+    level = embedding.level
+    # The commands list themselves what was skipped.
+    embedding.setLevel(logging.ERROR)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    # Only the main thread may set a handler, and one that a program has set itself is its own.
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
     finally:
         embedding.setLevel(level)
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _one_paragraph(error: Exception) -> str:
     """The error for people, without the traceback that `--debug` shows."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}. Check the path and its permissions."
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if text.endswith((".", "?", "`", "!")) else f"{text}."
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError):
+        return f"memory ran out ({text or 'no more is said'}). Give fewer photos at a time (--batch-size, --workers)."
+    if not isinstance(error, _EXPECTED) or isinstance(error, RecursionError):
+        return (
+            f"this should not have happened ({type(error).__name__}: {text}). Please report it, with the command and "
+            "what it prints when --debug is added."
+        )
+    text = text or type(error).__name__
+    text = text if text.endswith((".", "?", "`", "!")) else f"{text}."
+    # What the libraries below raise as RuntimeError (memory, devices) doesn't always say where it comes from.
+    return f"{text} `--debug` shows where this comes from." if isinstance(error, RuntimeError) else text
 
 
 def _say(text: str) -> None:

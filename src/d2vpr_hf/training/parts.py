@@ -176,7 +176,7 @@ def _loaded(arguments: TrainingArguments) -> Trainee:
     if not Path(name).is_dir():
         logger.info("There is no folder %s, so it is looked for on the Hugging Face Hub.", name)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except OSError as error:
         raise OSError(f"The model {name} is neither a checkpoint folder nor found on the Hub: {error}") from error
     if config.model_type == "dinov2":
@@ -194,8 +194,8 @@ def _loaded(arguments: TrainingArguments) -> Trainee:
             f"{name} is a whole {config.model_type}, but model_config and recovery_start shape a new student that "
             "starts from DINOv2. Leave them out."
         )
-    model = AutoModel.from_pretrained(name, dtype=torch.float32)
-    return Trainee(model, AutoImageProcessor.from_pretrained(name), read_history(name))
+    model = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False)
+    return Trainee(model, AutoImageProcessor.from_pretrained(name, trust_remote_code=False), read_history(name))
 
 
 def read_history(name: str) -> list[dict[str, Any]]:

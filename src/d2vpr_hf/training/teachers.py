@@ -253,7 +253,7 @@ def _open_checkpoint(name: str, mode: TeacherMode) -> tuple[nn.Module, str]:
     if not Path(name).is_dir():
         logger.info("There is no folder %s, so the teacher is looked for on the Hugging Face Hub.", name)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} can't be opened as a teacher: {error}\n{_WHAT_WORKS}") from error
     kind = config.model_type

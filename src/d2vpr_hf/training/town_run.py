@@ -174,8 +174,8 @@ def measure(root: Path, seed: int, checkpoints: dict[str, Path]) -> dict[str, Ev
     protocol = benchmark_protocol("folders", root / "towns" / "test")
     torch.manual_seed(seed)
     models: dict[str, nn.Module] = {"random": D2VprModel(D2VprConfig(**STUDENT))}
-    models |= {name: AutoModel.from_pretrained(path) for name, path in checkpoints.items()}
-    processor = AutoImageProcessor.from_pretrained(checkpoints["fine-tuned"])
+    models |= {name: AutoModel.from_pretrained(path, trust_remote_code=False) for name, path in checkpoints.items()}
+    processor = AutoImageProcessor.from_pretrained(checkpoints["fine-tuned"], trust_remote_code=False)
     return {
         name: evaluate_protocol(protocol, Embedder(model.eval(), processor), ks=KS, progress=False)
         for name, model in models.items()
