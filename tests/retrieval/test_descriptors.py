@@ -21,7 +21,9 @@ from d2vpr_hf.retrieval.descriptors import (
     DescriptorFolder,
     Descriptors,
     RowKeys,
+    file_states,
     read_rows,
+    same_file,
     write_rows,
 )
 from d2vpr_hf.retrieval.embedder import embed_images
@@ -421,3 +423,45 @@ def test_strict_keeps_what_was_embedded_before(run, photos):
     broken.unlink()
     assert len(run(photos, strict=True)) == 13
     assert run.embedded == 13
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_a_flipped_bit_of_finished_rows_is_found(run, photos, tmp_path, place):
+    whole = np.array(run(photos).vectors)
+    path = tmp_path / "out" / "descriptors.npy"
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1
+    path.write_bytes(data)
+    photo(60).save(photos / "900.jpg")
+    np.testing.assert_array_equal(run(photos).vectors[:12], whole)
+    assert run.embedded == 12 + 13
+
+
+def test_photos_that_swapped_names_are_embedded_again(run, photos):
+    first, second = photos / "001.jpg", photos / "002.jpg"
+    size = max(path.stat().st_size for path in (first, second))
+    for path in (first, second):  # what follows a JPEG's end is no part of it
+        path.write_bytes(path.read_bytes().ljust(size, b"\xff"))
+        os.utime(path, ns=(5, 5))
+    before = run(photos).vectors
+    first.rename(photos / "swap")
+    second.rename(first)
+    (photos / "swap").rename(second)
+    after = run(photos).vectors
+    assert run.embedded == 12 + 2
+    np.testing.assert_allclose(after[[1, 2]], before[[2, 1]], atol=1e-6)
+    assert np.abs(before[1] - before[2]).max() > 1e-3
+    first.chmod(0o600)
+    run(photos)
+    assert run.embedded == 14
+
+
+def test_a_file_is_known_again_by_one_of_time_and_number():
+    state = (5, 7, 100, 3)
+    assert same_file(state, state)
+    assert same_file(state, (5, 7, 200, 3))  # its permissions changed
+    assert same_file(state, (5, 7, 100, 4))  # a file system that numbers anew
+    assert same_file(state, (5, 7, -1, -1))  # an index of version 1
+    for other in ((6, 7, 100, 3), (5, 8, 100, 3), (5, 7, 200, 4)):
+        assert not same_file(state, other)
+    assert file_states(["there/is/none", "null\0"]).tolist() == [[-1] * 4] * 2

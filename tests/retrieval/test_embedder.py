@@ -13,6 +13,7 @@ from PIL import Image
 from d2vpr_hf.models.checkpoint import open_checkpoint, save_checkpoint
 from d2vpr_hf.photos.images import UnreadableImage, open_image
 from d2vpr_hf.retrieval import embedder as embedder_module
+from d2vpr_hf.retrieval.descriptors import file_states
 from d2vpr_hf.retrieval.embedder import Embedder, embed_images, weight_hash
 from tests.broken_photos import BROKEN_KINDS, encoded, photo, write_broken, write_good
 
@@ -369,3 +370,88 @@ def test_the_kept_hash_follows_the_weights(tiny_model, tiny_processor, monkeypat
     # A change that PyTorch doesn't count, as of adapters that are merged, is seen by the next run.
     weight.data.sub_(2)
     assert embedder.embed([photo(0)], progress=False).weight_hash == weight_hash(tiny_model) == embedder.weight_hash
+
+
+def test_threads_that_share_a_model_leave_it_as_it_was(tmp_path, tiny_processor):
+    class Normalising(MeanColours):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(3)
+            self.modes = set()
+
+        def forward(self, pixel_values):
+            self.modes.add(self.norm.training)
+            return super().forward(self.norm(pixel_values))
+
+    model = Normalising().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    embedder = Embedder(model, tiny_processor, batch_size=1, workers=1)
+    images = [photo(number) for number in range(6)]
+    threads = [threading.Thread(target=embedder.embed, args=(images,), kwargs={"progress": False}) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert model.modes == {False}
+    assert model.training
+    assert model.norm.training
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_hash_sees_the_adapter_that_counts_and_nothing_of_wrapping(tiny_model):
+    class Adapted(torch.nn.Linear):  # as the layers of peft
+        active_adapters, disable_adapters, scaling = ["a"], False, {"a": 1.0, "b": 1.0}
+
+    plain = weight_hash(tiny_model)
+    assert weight_hash(torch.nn.DataParallel(tiny_model)) == plain
+    assert weight_hash(torch.compile(tiny_model)) == plain
+    tiny_model.backbone = torch.compile(tiny_model.backbone)
+    assert weight_hash(tiny_model) == plain
+    model = torch.nn.Sequential(Adapted(2, 2))
+    seen = [weight_hash(model)]
+    for change in ({"active_adapters": ["b"]}, {"scaling": {"a": 1.0, "b": 2.0}}, {"disable_adapters": True}):
+        for name, value in change.items():
+            setattr(model[0], name, value)
+        seen.append(weight_hash(model))
+    assert len({*seen}) == 4
+
+
+def test_a_photo_that_changes_is_known_as_it_was_read(tmp_path, run, tiny_processor):
+    paths = [write_good(tmp_path, number) for number in range(3)]
+
+    class Disturbing(MeanColours):
+        def forward(self, pixel_values):
+            photo(9).save(paths[0])  # after it was read
+            return super().forward(pixel_values)
+
+    before = file_states(paths)
+    descriptors = run(paths, model=Disturbing())
+    np.testing.assert_array_equal(descriptors.states, before)
+    assert (file_states(paths)[0] != before[0]).any()
+
+    opened = []
+
+    def disturbing(image, return_tensors):
+        opened.append(image)
+        return tiny_processor(image, return_tensors=return_tensors)
+
+    photo(8).save(paths[1])  # listed by then or not, it is known as it is read
+    again = run(paths, processor=disturbing)
+    np.testing.assert_array_equal(again.states, file_states(paths))
+    assert len(opened) == 3
+
+
+def test_a_photo_that_changes_while_it_is_read_is_skipped(tmp_path, run, monkeypatch):
+    paths = [write_good(tmp_path, number) for number in range(2)]
+
+    def disturbed(path):
+        image = open_image(path)
+        if path == paths[0]:
+            photo(9).save(path)
+        return image
+
+    monkeypatch.setattr(embedder_module, "open_image", disturbed)
+    descriptors = run(paths)
+    assert descriptors.paths == [str(paths[1])]
+    assert "changed while it was read" in descriptors.skipped[0][1]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from d2vpr_hf.photos.positions import Positions
+from d2vpr_hf.photos.positions import Positions, distances_m
 from d2vpr_hf.retrieval.embedder import Descriptors
 from d2vpr_hf.retrieval.index import PlaceIndex
 
@@ -204,3 +204,55 @@ def test_vectors_come_back_by_id():
     np.testing.assert_array_equal(index.vectors(ids[[2, 0]]), np.eye(3, dtype=np.float32)[[2, 0]])
     with pytest.raises(ValueError, match="aren't in the index"):
         index.vectors(int(ids.max()) + 1)
+
+
+@pytest.mark.parametrize("queries", [1, 40])
+def test_what_may_be_the_answer_is_ranked_as_among_all(queries):
+    random = np.random.default_rng(3)
+    where = Positions.from_degrees(48 + random.random(200) / 10, 11 + random.random(200) / 10)
+    given = descriptors(200)
+    index = PlaceIndex.build(given, where)
+    index.remove(range(0, 200, 7))
+    asked = unit_vectors(queries, seed=2)
+    for radius_m in (0.0, 900.0, 3000.0, 6000.0, 1e5):
+        near = (48.05, 11.05)
+        metres = distances_m(*near, where.latitude, where.longitude)
+        allowed = [row for row in range(200) if row % 7 and metres[row] <= radius_m and row != 5]
+        scores = asked @ given.vectors[allowed].T
+        expected = np.full((queries, 200), -1)
+        expected[:, : len(allowed)] = np.array(allowed, int)[np.argsort(-scores, axis=1)]
+        found = index.search(asked, 200, near=near, radius_m=radius_m, exclude=[5])
+        np.testing.assert_array_equal(found.ids, expected)
+    assert len(allowed) == 170
+
+
+def test_near_is_exact_at_its_edge():
+    """By the sphere alone, which is up to 0.6 % off, some of these would fall on the wrong side."""
+    random = np.random.default_rng(0)
+    where = Positions.from_degrees(-60 + random.random(3000), 20 + random.random(3000))
+    index = PlaceIndex.build(descriptors(3000, dim=2), where)
+    metres = distances_m(-59.5, 20.5, where.latitude, where.longitude)
+    for radius_m in np.sort(metres)[[5, 500, 1500, 2900]]:
+        found = index.search(unit_vectors(1, dim=2), 3000, near=(-59.5, 20.5), radius_m=radius_m)
+        assert set(found.ids[0]) - {-1} == set(np.flatnonzero(metres <= radius_m))
+
+
+def test_descriptors_of_other_settings_are_refused(tmp_path):
+    def made(prefix, size, dtype="float32"):
+        given = descriptors(3, prefix=prefix)
+        given.processor, given.dtype = size and {"size": size}, dtype
+        return given
+
+    index = PlaceIndex.build(made("a", 224))
+    index.save(tmp_path)
+    index = PlaceIndex.load(tmp_path)
+    assert (index.processor, index.dtype) == ({"size": 224}, "float32")
+    for call in (index.search, index.add):
+        with pytest.raises(ValueError, match=r"other settings \(processor size 224, now 168\).*d2vpr index"):
+            call(made("b", 168))
+        with pytest.raises(ValueError, match="dtype float32, now bfloat16"):
+            call(made("b", 224, "bfloat16"))
+    assert len(index) == 3
+    index.add(made("b", None, None))  # of which nobody knows
+    index.add(made("c", 224))
+    assert len(index) == 9

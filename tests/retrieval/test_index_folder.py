@@ -256,3 +256,123 @@ def test_other_content_with_a_right_hash_is_refused(index, tmp_path):
     replace_payload(tmp_path, "vectors", FaissStore(16).write)
     with pytest.raises(ValueError, match=r"the headers .*16, 0, True.* but 30 vectors of 16 numbers"):
         PlaceIndex.load(tmp_path)
+
+
+def test_a_reader_that_meets_a_save_reads_what_is_there_afterwards(index, tmp_path, monkeypatch):
+    index.save(tmp_path)
+    smaller = PlaceIndex.load(tmp_path)
+    smaller.remove([1])
+    for function in ("_read_places", "_read_vectors"):
+        for saved in (smaller, index):
+            read = getattr(index_folder, function)
+
+            def disturbed(*args, read=read, function=function, saved=saved):
+                monkeypatch.setattr(index_folder, function, read)
+                saved.save(tmp_path)
+                return read(*args)
+
+            monkeypatch.setattr(index_folder, function, disturbed)
+            same_index(PlaceIndex.load(tmp_path), saved)
+
+
+def faiss_file(index):
+    return lambda file: faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+
+
+def with_inner(inner, ids=30):
+    """An IndexIDMap2 of 30 vectors of 16 numbers over another index than it says."""
+    outer = faiss.IndexIDMap2(faiss.IndexFlatIP(16))
+    outer.add_with_ids(unit_vectors(30), np.arange(30))
+    outer.index, outer.own_fields = inner, False
+    faiss.copy_array_to_vector(np.arange(ids), outer.id_map)
+    return outer
+
+
+def flat(kind, dim, rows):
+    made = kind(dim)
+    made.add(unit_vectors(rows, dim))
+    return made
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: with_inner(flat(faiss.IndexFlatIP, 8, 60)),
+        lambda: with_inner(flat(faiss.IndexFlatIP, 32, 30)),
+        lambda: with_inner(flat(faiss.IndexFlatIP, 16, 15)),
+        lambda: with_inner(flat(faiss.IndexFlatL2, 16, 30)),
+        lambda: with_inner(flat(faiss.IndexFlatIP, 16, 30), ids=29),
+        lambda: with_inner(flat(lambda dim: faiss.IndexFlat(dim, faiss.METRIC_L1), 16, 30)),
+    ],
+)
+def test_vectors_that_are_not_what_they_say_are_refused_before_faiss_reads_them(index, tmp_path, monkeypatch, made):
+    index.save(tmp_path)
+    inner = made()
+    replace_payload(tmp_path, "vectors", faiss_file(inner))
+    monkeypatch.setattr(faiss, "read_index", lambda path: pytest.fail("FAISS read it"))
+    with pytest.raises(ValueError, match="don't belong together"):
+        PlaceIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize("position", [4, 8, 33, 41, 45, 70, 74, 82 + 30 * 64])
+def test_a_length_that_is_claimed_is_compared(index, tmp_path, monkeypatch, position):
+    """Dim, count and metric of both headers, the number of floats and that of ids, each far too large."""
+    index.save(tmp_path)
+    data = bytearray(next(tmp_path.glob("vectors-*")).read_bytes())
+    data[position : position + 4] = (2**30).to_bytes(4, "little")
+    replace_payload(tmp_path, "vectors", lambda file: file.write(data))
+    monkeypatch.setattr(faiss, "read_index", lambda path: pytest.fail("FAISS read it"))
+    with pytest.raises(ValueError, match="don't belong together"):
+        PlaceIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize("factor", [np.nan, np.inf, 2.0, 0.0])
+def test_vectors_that_mean_nothing_are_refused(index, tmp_path, factor):
+    index.save(tmp_path)
+    wrong = FaissStore(16)
+    vectors = unit_vectors(30)
+    vectors[7] *= factor
+    wrong.add(np.arange(30), vectors)
+    replace_payload(tmp_path, "vectors", wrong.write)
+    with pytest.raises(ValueError, match="vector of id 7 that isn't finite, or not of the length"):
+        PlaceIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("latitude", 90.5, "the latitude 90.5, but it must be within -90 and 90"),
+        ("longitude", -np.inf, "the longitude -inf, but"),
+        ("zone", 61, "the zone 61, but it must be within 0 and 60"),
+        ("path", "place/0000.jpg", "names a photo more than once"),
+        ("path", None, "rows without path"),
+        ("id", 2**36, "below next_id"),
+        ("id", None, "rows without id"),
+    ],
+)
+def test_places_that_cannot_be_are_refused(index, tmp_path, column, value, message):
+    index.save(tmp_path)
+    values = index.places[column].tolist()
+    values[9 if value != 2**36 else 29] = value
+    table = pa.Table.from_pandas(index.places, schema=index_folder.PLACES_SCHEMA, preserve_index=False)
+    place = table.schema.get_field_index(column)
+    table = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
+    replace_payload(tmp_path, "places", lambda file: pq.write_table(table, file))
+    with pytest.raises(ValueError, match=message):
+        PlaceIndex.load(tmp_path)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_small_table_that_unfolds_to_gigabytes_is_refused(tmp_path, alike):
+    rows = 3000
+    PlaceIndex.build(descriptors(rows, dim=2)).save(tmp_path)
+    table = pq.read_table(next(tmp_path.glob("places-*")))
+    texts = ["x" * 500_000 + ("" if alike else str(row)) for row in range(rows if alike else 600)]
+    long = table.slice(0, len(texts)).set_column(1, table.schema.field(1), pa.array(texts, pa.string()))
+    long = pa.concat_tables([long, table.slice(len(texts))])
+    buffer = pa.BufferOutputStream()
+    pq.write_table(long, buffer, compression="zstd", use_dictionary=alike)
+    assert buffer.tell() < 1_000_000
+    replace_payload(tmp_path, "places", lambda file: file.write(buffer.getvalue()))
+    with pytest.raises(ValueError, match="more than once" if alike else "unfolds to"):
+        PlaceIndex.load(tmp_path)

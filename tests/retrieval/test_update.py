@@ -1,18 +1,22 @@
+import json
 import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
+from d2vpr_hf.files import hash_file, holding
 from d2vpr_hf.photos.folder import read_photo_folder
 from d2vpr_hf.photos.positions import Positions
 from d2vpr_hf.retrieval import update as module
 from d2vpr_hf.retrieval.embedder import Embedder
 from d2vpr_hf.retrieval.index import PlaceIndex
+from d2vpr_hf.retrieval.index_folder import PLACES_SCHEMA
 from d2vpr_hf.retrieval.update import PARTIAL_FOLDER, index_photos
 
 
@@ -162,3 +166,79 @@ def test_all_photos_gone_but_one(photos, tmp_path):
     assert names(result.index) == ["4.png"]
     assert result.removed == 4
     assert isinstance(result.index.positions, Positions)
+
+
+def test_a_photo_that_changes_while_it_is_indexed_is_embedded_again(photos, tmp_path):
+    class Disturbed(MeanColours):
+        def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+            write_photo(photos / "3.png", 33)  # it was read before
+            return super().forward(pixel_values)
+
+    places = tmp_path / "places"
+    update(photos, places, Disturbed())
+    model = MeanColours()
+    assert (update(photos, places, model).added, model.seen) == (1, 1)
+    assert_finds_each_photo(photos, places, model)
+
+
+def test_names_that_are_no_utf_8_are_known_again(photos, tmp_path):
+    model, places = MeanColours(), tmp_path / "places"
+    odd = Path(os.fsdecode(bytes(photos) + b"/caf\xe9.png"))
+    try:
+        (photos / "0.png").rename(odd)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    assert update(photos, places, model).added == 5
+    assert update(photos, places, model).kept == 5
+
+
+def test_photos_that_swapped_names_are_embedded_again(photos, tmp_path):
+    model, places = MeanColours(), tmp_path / "places"
+    for number in (0, 1):  # of one size
+        colours = np.full((8, 8, 3), [40, 90, 40 + 40 * number], np.uint8)
+        Image.fromarray(colours).save(photos / f"{number}.png", compress_level=0)
+        os.utime(photos / f"{number}.png", ns=(5, 5))
+    update(photos, places, model)
+    (photos / "0.png").rename(photos / "swap")
+    (photos / "1.png").rename(photos / "0.png")
+    (photos / "swap").rename(photos / "1.png")
+    assert update(photos, places, model).added == 2
+
+
+def test_a_second_writer_is_refused_and_harms_nothing(photos, tmp_path):
+    model, places = MeanColours(), tmp_path / "places"
+    index = update(photos, places, model).index
+    (photos / "0.png").unlink()
+    with holding(places):
+        for write in (lambda: update(photos, places, model), lambda: index.save(places)):
+            with pytest.raises(RuntimeError, match="being written by another run"):
+                write()
+    assert len(PlaceIndex.load(places)) == 5
+    assert len(update(photos, places, model).index) == 4
+
+
+def test_another_processor_is_refused_before_anything_is_embedded(photos, tmp_path, tiny_processor):
+    model, places = MeanColours(), tmp_path / "places"
+    update(photos, places, model)
+    with pytest.raises(ValueError, match=r"other settings .*Use those of the index, or build a new index"):
+        index_photos(read_photo_folder(photos), places, Embedder(model, tiny_processor), progress=False)
+    with pytest.raises(ValueError, match="dtype float32, now bfloat16"):
+        index_photos(read_photo_folder(photos), places, Embedder(model, processor, dtype="bfloat16"), progress=False)
+    assert model.seen == 5
+
+
+def test_an_index_of_version_1_is_read_and_brought_up_to_date(photos, tmp_path):
+    model, places = MeanColours(), tmp_path / "places"
+    update(photos, places, model)
+    settings = json.loads((places / "index.json").read_text())
+    path = places / settings["places"]["file"]
+    pq.write_table(pq.read_table(path).select(PLACES_SCHEMA.names[:-2]), path)
+    settings["places"] |= {"size_bytes": path.stat().st_size, "sha256": hash_file(path)}
+    del settings["processor"], settings["dtype"]
+    (places / "index.json").write_text(json.dumps(settings | {"version": 1}))
+    old = PlaceIndex.load(places)
+    assert (old.processor, old.dtype, old.places["inode"].tolist()) == (None, None, [-1] * 5)
+    result = update(photos, places, model)
+    assert (result.kept, model.seen) == (5, 5)
+    assert json.loads((places / "index.json").read_text())["version"] == 2
+    assert (PlaceIndex.load(places).places["inode"] > 0).all()
