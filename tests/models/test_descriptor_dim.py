@@ -21,6 +21,7 @@ SOURCE = {
     "files_sha256": "ab" * 32,
     "seed": 3,
     "renormalise": False,
+    "whitening": 0.5,
     "variance_kept": 0.75,
 }
 
@@ -223,6 +224,9 @@ def test_a_model_without_checkpoint_keeps_the_first_numbers(tiny_config, images)
 def test_the_length_follows_the_width_without_a_pca():
     assert D2VprConfig(aggregator_dim=96).descriptor_dim == D2VprConfig(aggregator_dim=96).regional_dim == 14 * 96
     assert D2VprConfig(descriptor_dim=10_752).pca_source is None
+    # Of a checkpoint from before there was whitening.
+    before = {name: value for name, value in SOURCE.items() if name != "whitening"}
+    assert D2VprConfig(descriptor_dim=512, pca_source=before).pca_source == SOURCE | {"whitening": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,20 @@ def test_renormalised_vectors_are_of_unit_length_and_else_the_same():
     assert np.abs(np.linalg.norm(plain, axis=1) - 1).min() > 0.1
 
 
+@pytest.mark.parametrize("whitening", [0.5, 1.0])
+def test_whitening_evens_out_how_much_directions_vary(whitening):
+    vectors = made_descriptors(100, 48)
+    plain, whitened = (fit_pca(vectors, 6, source="made", whitening=power) for power in (0.0, whitening))
+    deviations = plain.apply(vectors).std(axis=0)
+    assert deviations[0] > 1.2 * deviations[-1]
+    found = whitened.apply(vectors).std(axis=0)
+    np.testing.assert_allclose(found, deviations[0] * (deviations / deviations[0]) ** (1 - whitening), rtol=1e-4)
+    assert (whitened.whitening, whitened.to_config()["whitening"]) == (whitening, whitening)
+    np.testing.assert_array_equal(whitened.variance, plain.variance)
+    with pytest.raises(ValueError, match=r"whitening is 1\.5"):
+        fit_pca(vectors, 6, source="made", whitening=1.5)
+
+
 def test_the_seed_draws_the_descriptors():
     vectors = made_descriptors(200, 32)
     fits = [fit_pca(vectors, 4, source="made", images=50, seed=seed) for seed in (1, 1, 2)]
@@ -244,6 +258,7 @@ def test_a_checkpoint_is_reduced(tmp_path, photos, options, tiny_model, renormal
         "files_sha256": pca.source.files_sha256,
         "seed": 4,
         "renormalise": renormalise,
+        "whitening": 0.0,
         "variance_kept": pca.variance_kept,
     }
     assert pca.images in (29, 30)  # the broken one may be drawn

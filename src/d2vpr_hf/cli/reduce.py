@@ -8,6 +8,7 @@ from .options import (
     add_photos_argument,
     embedding_settings,
     open_embedder,
+    positive_number,
     print_json,
     whole_number,
 )
@@ -43,6 +44,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     )
     group.add_argument("--seed", metavar="N", type=whole_number(0), help="draws them (default: 0)")
     group.add_argument("--renormalise", action="store_true", help="bring the shorter descriptors to length 1")
+    group.add_argument(
+        "--whitening",
+        metavar="X",
+        type=positive_number,
+        help="how much more directions of little variance count, 0 to 1; 0.5 is recommended, with --renormalise "
+        "(default: 0)",
+    )
     add_json_option(group)
     add_model_options(parser, dim_words=None)
     return parser
@@ -51,7 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 def run(options: argparse.Namespace) -> int:
     own = {
         name: value
-        for name in ("dim", "images", "seed", "renormalise")
+        for name in ("dim", "images", "seed", "renormalise", "whitening")
         if (value := getattr(options, name)) not in (None, False)
     }
     if (options.preset is None) == ("dim" not in own):

@@ -37,12 +37,14 @@ class PcaSettings:
         images: the most photos it is fitted on; of more, so many are drawn.
         seed: draws them.
         renormalise: bring what comes out to unit length, so that inner products and distances rank alike.
+        whitening: by how much directions of little variance count more, 0 (not at all) to 1 (all the same).
     """
 
     dim: int
     images: int = 2**14
     seed: int = 0
     renormalise: bool = False
+    whitening: float = 0.0
 
 
 # How D2-VPR's published results were made; its photos are those of pitts30k/images/train. Descriptors that aren't
@@ -111,12 +113,13 @@ class Pca:
 
     Attributes:
         mean: (full dim) float32 of the descriptors.
-        components: (dim, full dim) float32 orthonormal rows, most variance first.
+        components: (dim, full dim) float32 orthogonal rows, most variance first; of length 1 without whitening.
         variance: (dim) float32 of the descriptors along each, with images - 1 in the denominator.
         variance_kept: share of the whole variance that the components hold, in [0, 1].
         images: number of descriptors it was fitted on.
         seed: that drew them.
         renormalise: whether `apply` gives unit length.
+        whitening: by how much each row was divided: the power, 0 to 1, of its deviation relative to the first's.
         source: the images.
         weight_hash: SHA-256 of the weights that made the descriptors; None for an array.
     """
@@ -128,6 +131,7 @@ class Pca:
     images: int
     seed: int
     renormalise: bool
+    whitening: float
     source: PcaSource
     weight_hash: str | None
 
@@ -162,6 +166,7 @@ class Pca:
             "files_sha256": self.source.files_sha256,
             "seed": self.seed,
             "renormalise": self.renormalise,
+            "whitening": self.whitening,
             "variance_kept": self.variance_kept,
         }
 
@@ -174,6 +179,7 @@ def fit_pca(
     images: int | None = None,
     seed: int = 0,
     renormalise: bool = False,
+    whitening: float = 0.0,
 ) -> Pca:
     """The `dim` directions in which descriptors vary most.
 
@@ -189,9 +195,12 @@ def fit_pca(
         images: the most descriptors to fit on; of more, so many are drawn. None takes all.
         seed: draws them.
         renormalise: bring what the PCA gives to unit length.
+        whitening: by how much directions of little variance count more: each number is divided by this power of its
+            deviation. 0 is a plain PCA, 1 makes all directions vary alike; 0.5, with `renormalise`, is recommended
+            for places that nobody has trained on.
 
-    Raises: ValueError if `dim` doesn't fit the descriptors, if one holds a number that isn't finite, if they vary in
-        fewer directions than `dim`, or if a file isn't there any more.
+    Raises: ValueError if `dim` doesn't fit the descriptors or `whitening` is out of range, if a descriptor holds a
+        number that isn't finite, if they vary in fewer directions than `dim`, or if a file isn't there any more.
     """
     given = descriptors.vectors if isinstance(descriptors, Descriptors) else descriptors
     if given.ndim != 2 or not np.issubdtype(given.dtype, np.floating):
@@ -199,6 +208,8 @@ def fit_pca(
             f"The descriptors have shape {given.shape} and type {given.dtype}, but must be floating numbers (rows, "
             "full dim)."
         )
+    if not 0 <= whitening <= 1:
+        raise ValueError(f"whitening is {whitening}, but must be 0 (a plain PCA) to 1. 0.5 is half of it.")
     rows = _drawn(len(given), images, seed)
     _check_dim(dim, len(rows), given.shape[1])
     source = _drawn_source(source, descriptors, rows)
@@ -213,6 +224,7 @@ def fit_pca(
     # Either sign is right; the largest number is made positive, so that every machine gives the same.
     largest = np.abs(components).argmax(axis=1)
     components *= np.sign(components[np.arange(dim), largest])[:, None]
+    components *= ((values / values[0]) ** (-whitening / 2))[:, None]
     return Pca(
         mean=mean.astype(np.float32),
         components=components.astype(np.float32),
@@ -221,6 +233,7 @@ def fit_pca(
         images=len(rows),
         seed=seed,
         renormalise=renormalise,
+        whitening=float(whitening),
         source=source,
         weight_hash=descriptors.weight_hash if isinstance(descriptors, Descriptors) else None,
     )
@@ -300,6 +313,7 @@ def reduce_checkpoint(
         source=photos.resolve().name if name is None else name,
         seed=settings.seed,
         renormalise=settings.renormalise,
+        whitening=settings.whitening,
     )
     reduced = copy.deepcopy(model)
     attach_pca(reduced, pca)

@@ -23,6 +23,7 @@ PCA_SOURCE_FIELDS = {
     "files_sha256": (str, NoneType),
     "seed": int,
     "renormalise": bool,
+    "whitening": float,
     "variance_kept": float,
 }
 
@@ -95,7 +96,8 @@ class D2VprConfig(AdaptedDinov2Config):
         pca_source: None, or the model ends in a PCA, and this says what it was fitted on: `name` of the photos, how
             many `images`, `files_sha256` (of the SHA-256 of each file in hex, sorted, one a line; None where the
             photos were no files), `seed` that drew them, whether its output is brought to unit length
-            (`renormalise`), and the share of the variance it keeps (`variance_kept`).
+            (`renormalise`), the power of its deviation by which each number was divided (`whitening`, 0 where a
+            checkpoint doesn't say), and the share of the variance it keeps (`variance_kept`).
         head_dim: None, or the model ends in a learned projection to so many numbers, which descriptor_dim then is.
         nested_dims: None, or how many of the head's first numbers were trained to be a descriptor by themselves, such
             as (512, 256): head_dim and at least one below it, kept in falling order.
@@ -120,6 +122,9 @@ class D2VprConfig(AdaptedDinov2Config):
     def __post_init__(self, **kwargs) -> None:
         # JSON knows no tuples, and a saved configuration must equal the loaded one.
         self.recovery_layers = tuple(self.recovery_layers)
+        if self.pca_source is not None:
+            # Checkpoints from before there was whitening don't name it.
+            self.pca_source = {"whitening": 0.0, **self.pca_source}
         self._settle_descriptor()
         super().__post_init__(**kwargs)
 
