@@ -1,14 +1,20 @@
 """Files to pixels: what is listed, what is decoded, and what is refused and why."""
 
+import io
 import os
 import socket
+import struct
+import time
 import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from d2vpr_hf.files import path_to_text, text_to_path
+from d2vpr_hf.photos import images
 from d2vpr_hf.photos.folder import list_images
 from d2vpr_hf.photos.images import UnreadableImage, decode_image, open_image
 from tests.broken_photos import (
@@ -226,3 +232,107 @@ def test_odd_names_are_read_and_become_text_and_back(tmp_path, name):
     text = path_to_text(listed)
     text.encode("utf-8")
     assert os.fsencode(text_to_path(text)) == path
+
+
+def test_a_png_with_a_broken_part_beside_the_picture_is_kept():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = encoded(photo(0), "PNG", exif=exif)
+    start = whole.index(b"eXIf")
+    broken = whole[: start + 8] + b"\xff\xff\xff" + whole[start + 11 :]
+    # Its checksum is wrong, so that nobody knows which side is up.
+    np.testing.assert_array_equal(np.asarray(decode_image(broken, "photo.png")), np.asarray(photo(0)))
+    assert decode_image(whole, "photo.png").size == photo(0).size[::-1]
+
+
+def cut_inside(kind: str, **options) -> list[bytes]:
+    """Files that end before their picture does, by a little and by much."""
+    data = encoded(photo(0, 240, 320), kind, **options)
+    return [data[: len(data) - 3], data[: len(data) * 2 // 3]]
+
+
+@pytest.mark.parametrize(
+    "cut",
+    [*cut_inside("GIF"), *cut_inside("JPEG2000"), *cut_inside("TIFF", compression="tiff_adobe_deflate")],
+    ids=["GIF a little", "GIF", "JPEG2000 a little", "JPEG2000", "TIFF a little", "TIFF"],
+)
+def test_what_ends_before_its_picture_is_refused(cut):
+    with pytest.raises(UnreadableImage, match=r"cut short|damaged"):
+        decode_image(cut, "photo")
+
+
+@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_deflate"])
+def test_a_checksum_of_deflated_tiff_is_compared(compression):
+    data = encoded(photo(0, 240, 320), "TIFF", compression=compression)
+    decode_image(data, "photo.tif")
+    with Image.open(io.BytesIO(data)) as image:
+        ends = [start + length for start, length in zip(image.tag_v2[273], image.tag_v2[279], strict=True)]
+    for end in ends:
+        flipped = data[: end - 1] + bytes([data[end - 1] ^ 1]) + data[end:]
+        with pytest.raises(UnreadableImage, match="damaged"):
+            decode_image(flipped, "photo.tif")
+
+
+def test_the_largest_page_of_a_tiff_is_taken(tmp_path):
+    pages = [photo(0, 30, 40), photo(1, 240, 320), photo(2, 60, 80)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "pages.tif")), np.asarray(pages[1]))
+
+
+def grey_alpha_png(side: int) -> bytes:
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 4, 0, 0, 0))]
+    rows = zlib.compressobj(9)
+    body = b"".join(rows.compress(bytes(1 + 2 * side)) for _ in range(side)) + rows.flush()
+    framed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in [*chunks, (b"IDAT", body), (b"IEND", b"")]
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
+
+
+def test_a_small_file_below_the_pixel_limit_does_not_unfold_to_gigabytes():
+    screen = encoded(Image.new("P", (9000, 9000)), "GIF")
+    for data in (grey_alpha_png(9400), screen):
+        with pytest.raises(UnreadableImage, match="decompression bomb"):
+            decode_image(data, "small file")
+    # A drawing of 4 megapixels may be as flat as it likes.
+    assert decode_image(grey_alpha_png(2000), "drawing").size == (2000, 2000)
+
+
+def test_a_large_photo_waits_for_other_threads(monkeypatch):
+    monkeypatch.setattr(images, "_PIXELS_IN_FLIGHT", 20_000)
+    data, running, most = encoded(photo(0, 120, 150), "PNG"), [0], [0]
+    original = images._upright_rgb
+
+    def watched(*arguments):
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.01)
+        running[0] -= 1
+        return original(*arguments)
+
+    monkeypatch.setattr(images, "_upright_rgb", watched)
+    with ThreadPoolExecutor(8) as pool:
+        sizes = list(pool.map(lambda _: decode_image(data, "photo").size, range(24)))
+    assert sizes == [(150, 120)] * 24
+    assert most == [1]
+
+
+def test_what_libraries_print_and_warn_of_goes_to_the_log_with_the_name(capfd, caplog, recwarn):
+    data = bytearray(encoded(photo(0, 240, 320), "TIFF", compression="tiff_lzw"))
+    data[300:340] = b"\xff" * 40
+    with pytest.raises(UnreadableImage, match=r"photo\.tif: damaged"):
+        decode_image(bytes(data), "photo.tif")
+    whole = encoded(photo(0), "TIFF", compression="tiff_adobe_deflate")
+    with pytest.raises(UnreadableImage, match=r"cut\.tif: damaged"):
+        decode_image(whole[:-3], "cut.tif")
+    assert capfd.readouterr().err == ""
+    assert "photo.tif: " in caplog.text
+    assert "cut.tif: " in caplog.text
+    assert not recwarn.list
+
+
+def test_dark_16_bit_photos_stay_dark():
+    for kind, mode in (("PPM", np.int32), ("PNG", np.uint16), ("TIFF", np.uint16)):
+        dark = np.full((20, 20), 200, np.uint16)
+        assert np.asarray(decode_image(encoded(Image.fromarray(dark.astype(mode)), kind), "dark")).max() == 0

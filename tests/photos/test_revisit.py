@@ -50,7 +50,7 @@ def test_crop_and_perspective_show_nothing_from_outside():
 def test_perspective_brings_its_four_corners_to_the_picture():
     corners = np.array([[0, 0], [0, 8], [6, 8], [6, 0]], float)
     seen = np.array([[1, 2], [0.5, 7], [5, 6], [6, 1]])
-    a, b, c, d, e, f, g, h = changes._projection(corners, seen)
+    a, b, c, d, e, f, g, h = changes.projection(corners, seen)
     for (x, y), point in zip(corners, seen, strict=True):
         scale = g * x + h * y + 1
         np.testing.assert_allclose(((a * x + b * y + c) / scale, (d * x + e * y + f) / scale), point)

@@ -13,7 +13,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..files import path_to_text, replace_file
-from ..photos.exif import read_time
 from ..photos.folder import list_images
 from ..photos.images import UnreadableImage, open_image, read_exif
 from ..photos.names import UtmName
@@ -176,6 +175,6 @@ def _name_views(path: Path, headings: Sequence[float], pitch_deg: float) -> list
         *(column[0].item() for column in columns),
         panorama=_pano_id(path),
         pitch=f"{round(pitch_deg):03d}",
-        time=read_time(read_exif(path)),
+        time=read_exif(path).time,
     )
     return [str(replace(name, heading=f"{round(heading) % 360:03d}")) for heading in headings]

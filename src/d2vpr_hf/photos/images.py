@@ -6,15 +6,19 @@ import os
 import re
 import stat
 import struct
+import tempfile
+import threading
+import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
 
+import numpy as np
 import simplejpeg
 from PIL import (  # isort: split
     AvifImagePlugin,  # noqa: F401
     BmpImagePlugin,  # noqa: F401
-    ExifTags,
     GifImagePlugin,  # noqa: F401
     Image,
     Jpeg2KImagePlugin,  # noqa: F401
@@ -27,18 +31,26 @@ from PIL import (  # isort: split
 
 # Each plugin registers its format on import; no other format is ever tried (some, such as EPS, run programs).
 from ..files import path_to_text
-from ..models.d2vpr.image_processing_d2vpr import to_rgb
-from .exif import orientation
+from ..models.d2vpr.image_processing_d2vpr import to_rgb, upright
+from .exif import Exif
+from .jpeg import BrokenJpeg, Jpeg
 
 logger = logging.getLogger(__name__)
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 _MAX_FILE_BYTES = 2**30
-# A file with fewer bytes for its pixels than this is no photo: cameras write at least 1 byte for 20 pixels.
-_PIXELS_PER_BYTE = 32
+# A file with fewer bytes for its pixels than this is no photo: cameras write at least 1 byte for 20 pixels. Below PIL's
+# limit of pixels, where a drawing or a black photo may be, only what no photo comes near is refused.
+_PIXELS_PER_BYTE, _PIXELS_PER_BYTE_BELOW, _SMALL_PIXELS = 32, 256, 2**24
+# Decoded at the same time by all threads of a process; a larger photo waits until it is alone.
+_PIXELS_IN_FLIGHT = 2**28
+# As much of a JPEG as nearly always holds its EXIF, and as may hold it.
+_HEADER_BYTES, _MOST_HEADER_BYTES = 2**18, 2**24
 # Some cameras leave a few bytes before the end marker; what lost its way in damaged data leaves many more.
 _HARMLESS_BYTES = 8
-_BLANK_BYTES = 64
+_MOST_CHUNKS, _MOST_PAGES = 200_000, 100
+_DEFLATE = ("tiff_adobe_deflate", "tiff_deflate")
+_IDENTIFIER = b"\x89PNG\r\n\x1a\n"
 _FILE_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -83,42 +95,75 @@ def decode_image(data: bytes, path: str | Path) -> Image.Image:
     """The image that an image file's bytes hold, as `open_image` gives it; `path` only names it in errors.
 
     A file that decodes only in part is refused: libjpeg fills what it can't decode with grey and PIL doesn't
-    compare PNG checksums, and either would give the descriptor of a picture that was never taken. A single
-    flipped bit in a JPEG and damage in a WebP or AVIF file, which carry no checksums, can pass unseen.
+    compare checksums, and either would give the descriptor of a picture that was never taken. PNG and TIFF's deflate
+    have checksums; a cut GIF or JPEG 2000 is seen by its end. What a flipped bit does to the pixels of a JPEG, WebP,
+    AVIF, BMP, PPM, GIF or other TIFF can pass unseen. Of a file with several pages the largest is taken.
 
     Raises: UnreadableImage with the reason.
     """
     try:
-        header = _read_header(io.BytesIO(data), path)
-        _refuse_bomb(header.size, len(data), path)
-        if header.format in ("JPEG", "MPO"):
-            return _decode_jpeg(data, header, path)
-        if header.format == "PNG":
-            _check_png(data, path)
-        header.load()
-        return to_rgb(header)
+        if data.startswith(b"\xff\xd8\xff"):
+            jpeg = Jpeg.read(data)
+            with _decoding(jpeg.size, len(data), path):
+                return _decode_jpeg(jpeg, path)
+        if data.startswith(_IDENTIFIER):
+            data = _checked_png(data, path)
+        header = _read_header(data, path)
+        with _decoding(header.size, len(data), path):
+            if header.format == "TIFF":
+                _check_deflate(header, data)
+            elif header.format == "GIF":
+                _check_gif(data, path)
+            elif header.format == "JPEG2000" and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+                raise UnreadableImage(path, "cut short: the end mark is missing")
+            return _upright_rgb(header, path)
     except UnreadableImage:
         raise
+    except BrokenJpeg as error:
+        raise UnreadableImage(path, str(error)) from error
     # Decoders raise whatever they stumble over (OSError, SyntaxError, struct.error, ...): the file is at fault.
     except Exception as error:
         raise UnreadableImage(path, f"damaged: {_first_line(error)}") from error
 
 
-def read_exif(path: str | Path) -> Image.Exif:
-    """The photo's EXIF, without decoding its pixels where the format allows; empty if there is none.
+def read_exif(path: str | Path) -> Exif:
+    """What the photo's EXIF says, without decoding its pixels; nothing of a file that can't be read.
 
-    A file that can't be read has none here: `open_image` says what is wrong with it.
+    `open_image` says what is wrong with such a file.
     """
     try:
         _check_file(path)
         with Path(path).open("rb") as file:
-            header = _read_header(file, path)
-            _refuse_bomb(header.size, Path(path).stat().st_size, path)
-            return header.getexif()
-    # As in decode_image: whatever a decoder raises, the file is at fault.
+            data = file.read(_HEADER_BYTES)
+            if not data.startswith(b"\xff\xd8\xff"):
+                return _exif_of_others(data + file.read(), path)
+            jpeg = Jpeg.read(data, headers_only=True)
+            if not jpeg.exif and not jpeg.is_whole:
+                data += file.read(_MOST_HEADER_BYTES - _HEADER_BYTES)
+                jpeg = Jpeg.read(data, headers_only=True)
+            return Exif.of(jpeg.exif, jpeg.xmp)
+    # As in decode_image: whatever is raised, the file is at fault.
     except Exception as error:
         logger.debug("no EXIF in %s: %s", path_to_text(path), error)
-        return Image.Exif()
+        return Exif()
+
+
+def _exif_of_others(data: bytes, path: str | Path) -> Exif:
+    """What is written in a file of another format than JPEG."""
+    if data[:4] in (b"II*\0", b"MM\0*"):
+        return Exif.of(data)
+    if data.startswith(_IDENTIFIER):  # some programs write it after the picture
+        for kind, content, _ in _png_chunks(data):
+            if kind == b"eXIf":
+                return Exif.of(bytes(content))
+    return _exif_of(_read_header(data, path))
+
+
+def _exif_of(image: Image.Image) -> Exif:
+    """What Pillow has found beside the picture."""
+    raw, xmp = image.info.get("Raw profile type exif"), image.info.get("xmp", image.info.get("XML:com.adobe.xmp", b""))
+    data = image.info.get("exif") or (bytes.fromhex("".join(raw.split("\n")[3:])) if raw else b"")
+    return Exif.of(data, xmp.encode() if isinstance(xmp, str) else xmp)
 
 
 def _check_file(path: str | Path) -> None:
@@ -145,20 +190,22 @@ def _first_line(error: Exception) -> str:
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
-def _read_header(file: BinaryIO, path: str | Path) -> Image.Image:
+def _read_header(data: bytes, path: str | Path) -> Image.Image:
     """The opened image, not yet decoded.
 
     Image.open does the same, but warns of large images; switching a warning off isn't safe among threads.
     """
-    start = file.read(64)
-    file.seek(0)
+    start = data[:64]
     if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc", b"ftypmsf1") and b"avif" not in start:
         raise UnreadableImage(path, "HEIC, which can't be read here; convert it to JPEG first")
     for name in _FORMATS:
         factory, accepts = Image.OPEN[name]
         if accepts(start) is True:
             try:
-                return factory(file, path_to_text(path))
+                if name != "TIFF":
+                    return factory(io.BytesIO(data), path_to_text(path))
+                with _complaints_logged(path):
+                    return _largest_page(factory(io.BytesIO(data), path_to_text(path)))
             # As in decode_image: whatever a decoder raises, the file is at fault.
             except Exception as error:
                 reason = f"damaged: its {name} header breaks off or is all there is ({_first_line(error)})"
@@ -166,79 +213,178 @@ def _read_header(file: BinaryIO, path: str | Path) -> Image.Image:
     raise UnreadableImage(path, f"not an image: its content is none of {', '.join(_FORMATS)}")
 
 
-def _refuse_bomb(size: tuple[int, int], file_bytes: int, path: str | Path) -> None:
-    """Refuses what would fill the memory: above twice PIL's limit, or above the limit in too small a file."""
+def _largest_page(image: Image.Image) -> Image.Image:
+    """A TIFF at its largest page, for the first may be a thumbnail."""
+    pixels = []
+    while len(pixels) < _MOST_PAGES:
+        try:
+            image.seek(len(pixels))
+        except Exception:  # the end, or damage beyond the pages that there are
+            break
+        pixels.append(image.width * image.height)
+    image.seek(int(np.argmax(pixels)))
+    return image
+
+
+@contextmanager
+def _decoding(size: tuple[int, int], file_bytes: int, path: str | Path) -> Iterator[None]:
+    """Refuses what would fill the memory, by itself or beside what other threads decode."""
     limit, pixels = Image.MAX_IMAGE_PIXELS, size[0] * size[1]
-    if limit is None or pixels <= limit:
-        return
-    if pixels > 2 * limit or file_bytes * _PIXELS_PER_BYTE < pixels:
+    if limit is not None and (
+        pixels > 2 * limit
+        or (pixels > limit and file_bytes * _PIXELS_PER_BYTE < pixels)
+        or (pixels > _SMALL_PIXELS and file_bytes * _PIXELS_PER_BYTE_BELOW < pixels)
+    ):
         raise UnreadableImage(
             path, f"decompression bomb: {file_bytes} bytes that unfold to {size[0]} x {size[1]} pixels"
         )
-
-
-def _decode_jpeg(data: bytes, header: Image.Image, path: str | Path) -> Image.Image:
-    if header.mode not in ("RGB", "L"):
-        simplejpeg.decode_jpeg(data, "CMYK")  # PIL lets damage pass; its colours are right, though
-        header.load()
-        return to_rgb(header)
-    colours = "RGB" if header.mode == "RGB" else "GRAY"
+    # By process: after a fork the parent's threads give nothing back.
+    flight = _FLIGHTS.setdefault(os.getpid(), _Flight())
+    with flight.turn:
+        flight.turn.wait_for(lambda: not flight.pixels or flight.pixels + pixels <= _PIXELS_IN_FLIGHT)
+        flight.pixels += pixels
     try:
-        pixels = simplejpeg.decode_jpeg(data, colours)
+        yield
+    finally:
+        with flight.turn:
+            flight.pixels -= pixels
+            flight.turn.notify_all()
+
+
+class _Flight:
+    """What the threads of a process decode at the moment."""
+
+    def __init__(self) -> None:
+        self.pixels = 0
+        self.turn = threading.Condition()
+
+
+_FLIGHTS: dict[int, _Flight] = {}
+
+
+def _upright_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+    if image.format == "TIFF":  # Pillow turns it by itself
+        # libtiff, which prints, is asked by one thread at a time; what was checked before has nothing to print of.
+        is_checked = image.info.get("compression") in ("raw", *_DEFLATE)
+        with nullcontext() if is_checked else _complaints_logged(path):
+            image.load()
+        return to_rgb(image)
+    image.load()
+    if image.format == "PPM" and image.mode == "I":  # 16 bits by its type, however dark it is
+        image = Image.fromarray(np.asarray(image).astype(np.uint16))
+    orientation = _exif_of(image).orientation
+    image.info = {name: value for name, value in image.info.items() if name == "transparency"}
+    return to_rgb(upright(image, orientation))
+
+
+def _decode_jpeg(jpeg: Jpeg, path: str | Path) -> Image.Image:
+    colours = {1: "GRAY", 3: "RGB", 4: "CMYK"}.get(jpeg.components)
+    if colours is None:
+        raise UnreadableImage(path, f"damaged: a JPEG of {jpeg.components} components")
+    try:
+        pixels = simplejpeg.decode_jpeg(jpeg.picture, colours)
     except ValueError as error:
         left_over = re.search(r"(\d+) extraneous bytes before marker 0xd9", str(error))
-        if str(error).startswith("Premature end of"):
+        if not jpeg.is_whole:
             raise UnreadableImage(path, "cut short: the rest of the picture is missing") from error
         if not left_over or int(left_over[1]) > _HARMLESS_BYTES:
             raise UnreadableImage(path, f"damaged in the middle ({_first_line(error)})") from error
-        pixels = simplejpeg.decode_jpeg(data, colours, strict=False)
-    if _has_hole(data):
+        pixels = simplejpeg.decode_jpeg(jpeg.picture, colours, strict=False)
+    if jpeg.has_hole:
         raise UnreadableImage(path, "damaged: a run of zeros where the picture should be")
-    image = Image.fromarray(pixels[..., 0] if colours == "GRAY" else pixels)
-    image.getexif()[ExifTags.Base.Orientation] = orientation(header)
-    return to_rgb(image)
+    if colours == "CMYK":  # PIL lets damage pass; its colours are right, though
+        image = _read_header(jpeg.picture, path)
+    else:
+        image = Image.fromarray(pixels[..., 0] if colours == "GRAY" else pixels)
+    return to_rgb(upright(image, Exif.of(jpeg.exif, jpeg.xmp).orientation))
 
 
-def _has_hole(data: bytes) -> bool:
-    """Whether a baseline JPEG's picture data has a run of zeros that no encoder writes.
-
-    A lost disk block reads as zeros, which libjpeg decodes without complaint as noise. In most files the
-    shortest luma code, all zeros, isn't 'end of block', so such a run would mean several blocks in a row with
-    all 63 frequencies at -1. In the other files zeros are flat blocks, which an evenly white sky has too.
-    """
-    hole = data.rfind(bytes(_BLANK_BYTES))
-    if hole < 0:
-        return False
-    position, end_of_block_first = 2, True
-    while data[position] == 0xFF and position < hole:
-        marker, length = data[position + 1], int.from_bytes(data[position + 2 : position + 4])
-        if marker == 0xC2:  # progressive: zeros may be long runs of empty blocks
-            return False
-        if marker == 0xC4:
-            table, end = position + 4, position + 2 + length
-            while table < end:
-                if data[table] == 0x10:  # the AC table that luma uses
-                    end_of_block_first = data[table + 17] == 0
-                table += 17 + sum(data[table + 1 : table + 17])
-        position += 2 + length
-        if marker == 0xDA:
-            scan_end = data.find(b"\xff\xd9", position)
-            hole = data.find(bytes(_BLANK_BYTES), position, scan_end)
-            return hole >= 0 and not end_of_block_first
-    return False
-
-
-def _check_png(data: bytes, path: str | Path) -> None:
-    """Compares the checksum of every chunk up to the end mark, which PIL leaves out for the pixels."""
-    position = 8
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
+    """Kind, content and start of each part of a PNG, as far as they are whole, up to the end mark."""
+    position, view = len(_IDENTIFIER), memoryview(data)
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
-        end = position + 8 + length
-        if end + 4 > len(data):
-            break
-        if zlib.crc32(memoryview(data)[position + 4 : end]) != int.from_bytes(data[end : end + 4]):
-            raise UnreadableImage(path, f"damaged: the checksum of part {kind!r} is wrong")
+        if position + 12 + length > len(data):
+            return
+        yield kind, view[position + 8 : position + 8 + length], position
         if kind == b"IEND":
             return
-        position = end + 4
-    raise UnreadableImage(path, "cut short: the end mark is missing")
+        position += 12 + length
+
+
+def _checked_png(data: bytes, path: str | Path) -> bytes:
+    """The file without what is damaged beside the picture, whose checksums are compared, as PIL doesn't."""
+    kept, start, kind, damaged = [data[: len(_IDENTIFIER)]], 0, b"", False
+    for number, (kind, content, start) in enumerate(_png_chunks(data)):
+        end = start + 8 + len(content)
+        if number > _MOST_CHUNKS:
+            raise UnreadableImage(path, f"more than {_MOST_CHUNKS} parts, which no photo has")
+        if zlib.crc32(memoryview(data)[start + 4 : end]) == int.from_bytes(data[end : end + 4]):
+            kept.append(memoryview(data)[start : end + 4])
+        elif kind[0] & 0x20 and kind != b"tRNS":  # such as EXIF, which the picture can do without
+            damaged = True
+        else:
+            raise UnreadableImage(path, f"damaged: the checksum of part {kind!r} is wrong")
+    if kind != b"IEND":
+        raise UnreadableImage(path, "cut short: the end mark is missing")
+    return b"".join(kept) if damaged else data
+
+
+def _check_deflate(image: Image.Image, data: bytes) -> None:
+    """Compares the checksums of a TIFF's deflated parts, as libtiff doesn't.
+
+    Raises: zlib.error if one is wrong.
+    """
+    if image.info.get("compression") not in _DEFLATE:
+        return
+    tags = image.tag_v2
+    starts, lengths = (tags.get(strips, tags.get(tiles, ())) for strips, tiles in ((273, 324), (279, 325)))
+    for start, length in zip(starts, lengths, strict=True):
+        unfolding, part = zlib.decompressobj(), data[start : start + length]
+        while part:
+            unfolding.decompress(part, 2**20)
+            part = unfolding.unconsumed_tail
+        if not unfolding.eof:
+            raise zlib.error("a part of the picture is cut short")
+
+
+def _check_gif(data: bytes, path: str | Path) -> None:
+    """Walks a GIF's blocks to the end of its first picture."""
+    flags, position = data[10], 13
+    position += 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
+    while position + 10 < len(data):
+        kind, is_picture = data[position], data[position] == 0x2C
+        if kind not in (0x21, 0x2C):
+            break
+        if is_picture:
+            flags = data[position + 9]
+            position += 11 + (3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0)
+        else:
+            position += 2
+        while position < len(data) and data[position]:
+            position += 1 + data[position]
+        position += 1
+        if is_picture and position <= len(data):
+            return
+    raise UnreadableImage(path, "cut short: the end of the picture is missing")
+
+
+_COMPLAINTS = threading.Lock()
+
+
+@contextmanager
+def _complaints_logged(path: str | Path) -> Iterator[None]:
+    """Puts what Pillow warns of, and what libtiff prints, into the log with the photo's name; a photo at a time."""
+    with _COMPLAINTS, tempfile.TemporaryFile() as printed, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        stderr = os.dup(2)
+        os.dup2(printed.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            printed.seek(0)
+            lines = printed.read().decode("utf-8", "replace").splitlines()
+            for line in [*(str(each.message) for each in warned), *lines]:
+                logger.warning("%s: %s", path_to_text(path), line)

@@ -13,7 +13,6 @@ from pyproj import Geod, Proj
 from scipy.spatial import cKDTree
 
 from ..files import path_to_text
-from .exif import read_degrees
 from .images import read_exif
 from .names import UtmName
 
@@ -120,8 +119,8 @@ class Positions:
         named = cls.from_names(paths)
         others = np.flatnonzero(~named.known)
         with ThreadPoolExecutor() as pool:
-            degrees = list(pool.map(lambda row: read_degrees(read_exif(paths[row])), others))
-        latitude, longitude = np.array(degrees, np.float64).reshape(-1, 2).T
+            exif = list(pool.map(lambda row: read_exif(paths[row]), others))
+        latitude, longitude = np.array([(each.latitude, each.longitude) for each in exif]).reshape(-1, 2).T
         return named._with_rows(others, cls.from_degrees(latitude, longitude))
 
     @classmethod
