@@ -13,6 +13,7 @@ from transformers import AutoModel
 
 from d2vpr_hf import pretrained_path
 from d2vpr_hf.cli.main import main
+from d2vpr_hf.protocols.places import read_training_places
 from d2vpr_hf.training.arguments import DistillArguments, FinetuneArguments
 from d2vpr_hf.training.recipe import Recipe
 
@@ -60,6 +61,18 @@ def values(tmp_path):
             },
         ],
     }
+
+
+def test_photos_of_facades_become_places_too(values, tmp_path):
+    photos = {"facades": {"photos": values["photos"]["views"]["panoramas"], "views_per_photo": 2, **SMALL}}
+    recipe = Recipe.read(values | {"photos": values["photos"] | photos}, {}, "mine.yaml")
+    made = recipe.photos["facades"]
+    made.make()
+    places = read_training_places(made.folder)
+    assert made.folder == tmp_path / "run" / "data" / "facades"
+    assert places.places.tolist() == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match=r"views_per_foto.*Did you mean views_per_photo"):
+        Recipe.read(values | {"photos": {"f": {"photos": "x", "views_per_foto": 2}}}, {}, "mine.yaml")
 
 
 def test_stages_get_their_own_keys_folders_and_the_model_before_them(values, tmp_path):
@@ -124,7 +137,7 @@ def test_the_recipe_of_the_shipped_checkpoint_is_how_it_was_trained():
     assert len(held_out["only"]) == 16
     assert {*held_out["only"]} < {*trained_on["exclude"]}
     # The demo draws its town with seed 0.
-    assert all(made.keys["seed"] >= 70_000 for made in recipe.photos.values() if made.panoramas is None)
+    assert all(made.keys["seed"] >= 70_000 for made in recipe.photos.values() if made.cut is None)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
     output: runs/mine                # photos go to runs/mine/data, stages to runs/mine/1-distill, ...
     photos:
       views: {panoramas: data/panoramas, sectors: 12, views_per_sector: 12}
+      facades: {photos: data/facades, views_per_photo: 8}
       town: {town_seeds: [5, 6], places: 160, views: 8}
     mixed_precision: bf16            # any key of the trainer: for all stages
     stages:
@@ -14,13 +15,14 @@ In `data` and `validation` the name of what is made stands for its folder. A tow
 
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 
+from ..panoramas.photo_views import cut_photo_views
 from ..panoramas.training_views import cut_training_views
 from ..town.make import make_town
 from .arguments import STAGES, TrainingArguments, resolve_arguments
@@ -40,23 +42,27 @@ class MadePhotos:
 
     Attributes:
         folder: where it goes.
-        panoramas: the folder that views are cut from; None for a town.
-        keys: of `cut_training_views` or `make_town`.
+        keys: of `make_town`, or of what cuts the views.
+        cut: cuts views out of images, `cut_training_views` or `cut_photo_views`; None for a town.
+        images: the folder that it cuts them from.
     """
 
     folder: Path
-    panoramas: str | None
     keys: dict[str, Any]
+    cut: Callable[..., Path] | None = None
+    images: str = ""
 
     def make(self) -> None:
         """Makes what isn't there yet."""
-        if self.panoramas is not None:
-            cut_training_views(self.panoramas, self.folder, **self.keys)
+        if self.cut is not None:
+            self.cut(self.images, self.folder, **self.keys)
         elif not (self.folder / FINISHED).is_file():
             make_town(self.folder, progress=True, **self.keys)
             (self.folder / FINISHED).touch()
 
 
+# What cuts training places out of a folder of images, by the key that names the folder.
+CUTTERS: dict[str, Callable[..., Path]] = {"panoramas": cut_training_views, "photos": cut_photo_views}
 # A town of the same seed is drawn anew each time; this says that it is whole.
 FINISHED = ".finished"
 
@@ -139,20 +145,20 @@ def _read_photos(photos: Any, folder: Path, origin: str) -> Iterator[tuple[str, 
     for name, asked in photos.items():
         keys = dict(asked)
         where = f"photos.{name} of {origin}"
-        if ("panoramas" in keys) == ("town_seeds" in keys):
+        if len(sources := {*CUTTERS, "town_seeds"} & keys.keys()) != 1:
             raise ValueError(
-                f"{where} must have either panoramas (a folder of 360-degree panoramas, of which views are cut) or "
-                f"town_seeds (a list of whole numbers, for each of which a town is drawn); it has {', '.join(keys)}."
+                f"{where} must have either panoramas (a folder of 360-degree panoramas, of which views are cut), "
+                "photos (a folder of photos of facades, which are seen from elsewhere) or town_seeds (a list of "
+                f"integers, for each of which a town is drawn); it has {', '.join(keys)}."
             )
-        if "panoramas" in keys:
-            panoramas = str(keys.pop("panoramas"))
-            _refuse_foreign(keys, cut_training_views, where)
-            yield name, MadePhotos(folder / name, panoramas, keys)
-            continue
-        seeds = keys.pop("town_seeds")
-        _refuse_foreign(keys, make_town, where)
-        for seed in seeds:
-            yield f"{name}-{seed}", MadePhotos(folder / f"{name}-{seed}", None, keys | {"seed": seed})
+        source = sources.pop()
+        found, maker = keys.pop(source), CUTTERS.get(source, make_town)
+        _refuse_foreign(keys, maker, where)
+        if source in CUTTERS:
+            yield name, MadePhotos(folder / name, keys, maker, str(found))
+        else:
+            for seed in found:
+                yield f"{name}-{seed}", MadePhotos(folder / f"{name}-{seed}", keys | {"seed": seed})
 
 
 def _refuse_foreign(keys: Mapping[str, Any], maker: Any, origin: str) -> None:
