@@ -292,8 +292,11 @@ def test_a_pass_through_is_the_signed_mean_of_a_block_before_any_training(tmp_pa
     config = Dinov2Config(hidden_size=96, num_hidden_layers=3, num_attention_heads=2, image_size=112)
     Dinov2Model(config).save_pretrained(tmp_path)
     assert_starts_as_pass_through(tmp_path, torch.randn(2, 3, 112, 112), 8, 8)
-    with pytest.raises(ValueError, match=r"aggregator_dim is 96.*aggregator_dim=192"):
-        D2VprModel.from_dinov2(tmp_path, recovery_start="pass_through", recovery_layers=(3,), aggregator_dim=96)
+    narrow = D2VprModel.from_dinov2(tmp_path, recovery_start="pass_through", recovery_layers=(3,), aggregator_dim=96)
+    assert torch.equal(narrow.recovery.projection.weight[:48, :48], torch.eye(48))
+    assert torch.equal(narrow.recovery.projection.weight[48:], -narrow.recovery.projection.weight[:48])
+    with pytest.raises(ValueError, match=r"aggregator_dim is 240.*aggregator_dim=192"):
+        D2VprModel.from_dinov2(tmp_path, recovery_start="pass_through", recovery_layers=(3,), aggregator_dim=240)
 
 
 @pytest.mark.skipif("D2VPR_TEST_DINOV2" not in os.environ, reason="D2VPR_TEST_DINOV2 names no folder of DINOv2")

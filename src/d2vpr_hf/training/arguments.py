@@ -68,10 +68,10 @@ class TrainingArguments:
         "fields of the student",
         MODEL,
     )
-    recovery_start: Literal["random", "pass_through"] = key(
+    recovery_start: Literal["random", "pass_through", "principal"] = key(
         "random",
         "of a student from DINOv2. pass_through: the last of its recovery layers as it is, which knows places before "
-        "any training",
+        "any training; principal: the same, in the directions in which its tokens vary most, fitted on training photos",
         MODEL,
     )
     head_dim: int | None = key(

@@ -182,7 +182,8 @@ def _loaded(arguments: TrainingArguments) -> Trainee:
     if config.model_type == "dinov2":
         fields = arguments.model_config or {}
         refuse_unknown(fields, [*D2VprConfig().to_dict()], "model_config", "D2VprConfig")
-        model = D2VprModel.from_dinov2(name, recovery_start=arguments.recovery_start, **fields)
+        start = "random" if arguments.recovery_start == "random" else "pass_through"
+        model = D2VprModel.from_dinov2(name, recovery_start=start, **fields)
         return Trainee(model, D2VprImageProcessor(), [])
     if config.model_type not in OURS:
         raise ValueError(

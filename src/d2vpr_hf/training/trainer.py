@@ -24,7 +24,7 @@ from ..protocols.places import TrainingPlaces
 from .arguments import TrainingArguments
 from .data.batches import TrainingBatch, training_loader
 from .data.sampler import PlaceSampler
-from .head_start import start_head
+from .fitted_starts import fit_starts
 from .launching import make_accelerator, threads_each, threads_set
 from .parts import (
     Trainee,
@@ -347,16 +347,9 @@ def _prepare(
             fit_whitening(targets, images, arguments.teacher_whitening, arguments.seed).save(folder.whitening)
         accelerator.wait_for_everyone()
         targets.whitening = Whitening.load(folder.whitening)
-    if state is None and getattr(arguments, "head_start", "random") == "whitened" and accelerator.is_main_process:
-        # Other processes get it when the student is prepared.
-        trainee.model.to(accelerator.device)
-        start_head(
-            trainee.model,
-            images,
-            sampler,
-            first_share=arguments.head_first_share,
-            precision=accelerator.mixed_precision,
-        )
+    if state is None and accelerator.is_main_process:
+        # Other processes get what is fitted when the student is prepared.
+        fit_starts(arguments, trainee.model.to(accelerator.device), images, sampler, accelerator.mixed_precision)
     accelerator.wait_for_everyone()
     student, frozen = make_student(arguments, trainee, targets.width if targets else None)
     student, optimizer = accelerator.prepare(student, make_optimizer(arguments, student))

@@ -301,13 +301,13 @@ class D2VprModel(D2VprPreTrainedModel):
         Args:
             name_or_path: a DINOv2 checkpoint, such as "facebook/dinov2-small".
             recovery_start: what the recovery module and the aggregator start as. "random" is weights of no meaning.
-                "pass_through" is the last recovery layer as it is: its numbers and, beside them, their negatives, of
-                which the pooling keeps what is above 0, the regions undeformed. With `first_vector="pooled"` such a
-                model knows places before any training.
+                "pass_through" is the last recovery layer as it is: its numbers, as many as fit, and beside them their
+                negatives, of which the pooling keeps what is above 0, the regions undeformed. With
+                `first_vector="pooled"` such a model knows places before any training.
             config: fields of `D2VprConfig`; its `backbone_config` is the checkpoint's.
 
         Raises: ValueError if a tensor of the student is neither in the checkpoint nor an adapter's, or the aggregator
-            isn't twice as wide as the checkpoint, as "pass_through" needs.
+            is more than twice as wide as the checkpoint, which "pass_through" can't fill.
         """
         dinov2, info = Dinov2Model.from_pretrained(name_or_path, output_loading_info=True, dtype=torch.float32)
         if absent := sorted(info["missing_keys"]):
@@ -330,12 +330,13 @@ class D2VprModel(D2VprPreTrainedModel):
     def _pass_through(self) -> None:
         """Makes recovery and aggregator start as the last recovery layer's signed regional features."""
         width, dim = self.config.backbone_config.hidden_size, self.config.aggregator_dim
-        if dim != 2 * width:
+        if dim > 2 * width:
             raise ValueError(
                 f"aggregator_dim is {dim}, but a pass-through holds the {width} numbers of a block and their "
                 f"negatives. Give aggregator_dim={2 * width}, or leave recovery_start out."
             )
-        signed = torch.cat([torch.eye(width), -torch.eye(width)])
+        half = torch.eye(dim // 2, width)
+        signed = torch.cat([half, -half])
         init.zeros_(self.recovery.projection.weight)
         init.zeros_(self.recovery.projection.bias)
         self.recovery.projection.weight[:, -width:] = signed

@@ -1,42 +1,94 @@
-"""A head that is fitted before it is trained: it whitens, and what differs within a place counts less."""
+"""What of a new model is fitted on photos before it is trained: its recovery module, and its head."""
 
 import logging
+from collections.abc import Iterator
 
 import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from ..models.d2vpr.modeling_d2vpr import D2VprModel
+from .arguments import TrainingArguments
 from .data.batches import TrainingImages
 from .data.sampler import PlaceSampler
 
 logger = logging.getLogger(__name__)
 
-# Photos that it is fitted on, at most: those of the first batches.
-FITTED_ON = 4096
+# Photos of the first batches that a head is fitted on, and a recovery module, at most.
+HEAD_PHOTOS, RECOVERY_PHOTOS = 4096, 512
+AT_A_TIME = 32
 # Of the descriptors' directions, those of largest variance.
 DIRECTIONS = 1024
-# Halfway to directions that vary equally within places, and half of that again over all photos. Both were chosen on
-# panoramas held out, as the table of trials in docs/training.md says.
-WITHIN_POWER, TOTAL_POWER = 0.5, 0.25
+# Halfway to directions that vary equally within places, and then halfway over all photos. Both were chosen on panoramas
+# held out, as the table of trials in docs/training.md says.
+WITHIN_POWER, TOTAL_POWER = 0.5, 0.5
 # Of few pairs some directions seem hardly to vary within a place; so much of the whole variance is mixed in.
 SHRINKAGE = 0.2
 
 
-def start_head(
-    model: D2VprModel, images: TrainingImages, sampler: PlaceSampler, *, first_share: float | None, precision: str
+def fit_starts(
+    arguments: TrainingArguments,
+    model: torch.nn.Module,
+    images: TrainingImages,
+    sampler: PlaceSampler,
+    precision: str,
 ) -> None:
-    """Fits the model's head, in place, on the photos of the first batches.
+    """Fits, in place, what the arguments ask to be fitted, on the photos of the first batches.
 
     Args:
         images: as they are trained on.
         sampler: its epoch is left at the first one.
-        first_share: of the squared length, what the first of the 14 vectors has; None: as much as it has by itself.
         precision: "bf16" for bfloat16 autocast, else float32.
 
     Raises: ValueError if the photos are too few for the head's numbers.
     """
-    regional, places = _describe(model, images, sampler, precision)
+    photos = FirstPhotos(images, sampler, precision)
+    if arguments.recovery_start == "principal":
+        start_recovery(model, photos)
+    if getattr(arguments, "head_start", "random") == "whitened":
+        start_head(model, photos, arguments.head_first_share)
+
+
+class FirstPhotos:
+    """What a model says of the photos of the first batches."""
+
+    def __init__(self, images: TrainingImages, sampler: PlaceSampler, precision: str) -> None:
+        self.images, self.sampler, self.precision = images, sampler, precision
+
+    def described(self, model: D2VprModel, most: int, what: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The field `what` of the model's output, on the CPU, and the places, some photos at a time."""
+        device = next(model.parameters()).device
+        self.sampler.set_epoch(0)
+        draws = [draw for batch in self.sampler for draw in batch][:most]
+        was_training = model.training
+        model.eval()
+        for start in tqdm(range(0, len(draws), AT_A_TIME), desc="fitting on photos", unit="batch"):
+            batch = [self.images[draw] for draw in draws[start : start + AT_A_TIME]]
+            pixels = torch.stack([image.pixels for image in batch]).to(device)
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                output = model(pixels, output_hidden_states=what == "hidden_states")
+            yield output[what], torch.tensor([image.place for image in batch])
+        model.train(was_training)
+
+
+def start_recovery(model: D2VprModel, photos: FirstPhotos) -> None:
+    """Lets a pass-through pass on the directions in which the last recovery layer's tokens vary most."""
+    width, layer = model.config.backbone_config.hidden_size, model.config.recovery_layers[-1]
+    second = torch.zeros(width, width, dtype=torch.float64)
+    for states, _ in photos.described(model, RECOVERY_PHOTOS, "hidden_states"):
+        tokens = F.normalize(states[layer][:, 1:].float().cpu().flatten(0, 1), dim=1).double()
+        second += tokens.T @ tokens
+    _, directions = torch.linalg.eigh(second)
+    half = directions.flip(1)[:, : model.config.aggregator_dim // 2].T.float()
+    with torch.no_grad():
+        model.recovery.projection.weight[:, -width:] = torch.cat([half, -half])
+
+
+def start_head(model: D2VprModel, photos: FirstPhotos, first_share: float | None) -> None:
+    """Lets the head whiten; `first_share` is that of the first vector in the squared length, None its own."""
+    found = list(photos.described(model, HEAD_PHOTOS, "regional_descriptors"))
+    regional = torch.cat([each.float().cpu() for each, _ in found])
+    places = torch.cat([each for _, each in found])
     weights = torch.ones(regional.shape[1])
     if first_share is not None:
         squares = regional.double().pow(2).sum(dim=2).mean(dim=0)  # (14)
@@ -47,26 +99,6 @@ def start_head(
     with torch.no_grad():
         model.head.weight.copy_(projection * scale)
     logger.info("The head starts whitened, fitted on %d photos of %d places.", len(places), len(places.unique()))
-
-
-def _describe(
-    model: D2VprModel, images: TrainingImages, sampler: PlaceSampler, precision: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(photos, 14, dim) regional descriptors of the first batches' photos, and (photos) their places."""
-    device = next(model.parameters()).device
-    found, places = [], []
-    was_training = model.training
-    model.eval()
-    sampler.set_epoch(0)
-    draws = [draw for batch in sampler for draw in batch][:FITTED_ON]
-    for start in tqdm(range(0, len(draws), 32), desc="fitting the head", unit="batch"):
-        batch = [images[draw] for draw in draws[start : start + 32]]
-        pixels = torch.stack([image.pixels for image in batch]).to(device)
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            found.append(model(pixels).regional_descriptors.float().cpu())
-        places += [image.place for image in batch]
-    model.train(was_training)
-    return torch.cat(found), torch.tensor(places)
 
 
 def whitening_by_places(descriptors: torch.Tensor, places: torch.Tensor, dim: int) -> torch.Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model
 
 from d2vpr_hf import D2VprConfig, D2VprModel
-from d2vpr_hf.training.head_start import whitening_by_places
+from d2vpr_hf.training.fitted_starts import whitening_by_places
 from d2vpr_hf.training.parts import make_images, open_places, open_trainee
 from d2vpr_hf.training.run import RunFolder
 from d2vpr_hf.training.trainer import train
@@ -79,6 +79,27 @@ def test_a_student_of_dinov2_has_the_fields_that_are_asked_for(tmp_path):
         open_trainee(
             arguments(tmp_path, tmp_path / "run", model=str(tmp_path / "whole"), recovery_start="pass_through")
         )
+
+
+def test_a_recovery_module_starts_in_the_directions_in_which_tokens_vary(training_town, tmp_path):
+    backbone = Dinov2Config(hidden_size=96, num_hidden_layers=2, num_attention_heads=2, image_size=56)
+    Dinov2Model(backbone).save_pretrained(tmp_path / "dinov2")
+    fields = {"recovery_layers": [1, 2], "aggregator_dim": 48}
+    keys = {"model": str(tmp_path / "dinov2"), "model_config": fields, "max_steps": 1, "learning_rate": 1e-12}
+    kept = {}
+    for start in ("pass_through", "principal"):
+        result = train(arguments(training_town, tmp_path / start, **keys, recovery_start=start))
+        model = D2VprModel.from_pretrained(result.checkpoint).eval()
+        directions = model.recovery.projection.weight.detach()[:24, 96:]
+        torch.testing.assert_close(directions @ directions.T, torch.eye(24), rtol=0, atol=1e-4)
+        torch.testing.assert_close(model.recovery.projection.weight[24:, 96:], -directions, rtol=0, atol=1e-6)
+        settings = arguments(training_town, tmp_path / "photos")
+        images = make_images(settings, open_places(settings), open_trainee(settings).processor)
+        pixels = torch.stack([images[row, 0].pixels for row in range(8)])
+        with torch.no_grad():
+            tokens = model(pixels, output_hidden_states=True).hidden_states[2][:, 1:].flatten(0, 1)
+        kept[start] = float((tokens @ directions.T).norm() / tokens.norm())
+    assert kept["principal"] > 1.2 * kept["pass_through"]
 
 
 def test_a_teacher_can_see_larger_photos(training_town, tmp_path):
