@@ -7,45 +7,14 @@ import warnings
 
 import pytest
 import torch
+from made_models import KINDS, config_of, model_of
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel, pipeline
 
-from d2vpr_hf import CricaVprConfig, D2VprConfig
 from d2vpr_hf.models.checkpoint import save_checkpoint
 
-STUDENT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 56}
-TEACHER = {"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 2, "image_size": 56}
-PCA = {"name": "photos", "images": 9, "files_sha256": None, "seed": 0, "renormalise": True, "variance_kept": 0.5}
-KINDS = {
-    "plain": {},
-    "centred": {"offset_grid": "centred", "region_sampling": "dense", "interpolate_offset": 0.0},
-    "encoder": {"cross_image_encoder": True, "dropout": 0.3},
-    "head": {"head_dim": 24},
-    "nested": {"head_dim": 24, "nested_dims": (24, 8), "descriptor_dim": 8},
-    "pca": {"pca_source": PCA, "descriptor_dim": 24},
-    "teacher": {},
-}
 pytestmark = pytest.mark.filterwarnings("ignore:The cross-image encoder is on")
-
-
-def config_of(kind):
-    if kind == "teacher":
-        return CricaVprConfig(backbone_config=TEACHER, adapter_ratio=1 / 3, region_sampling="dense")
-    return D2VprConfig(backbone_config=STUDENT, recovery_layers=(1, 2, 4), aggregator_dim=48, **KINDS[kind])
-
-
-def model_of(kind):
-    """A model in which every weight does something."""
-    torch.manual_seed(0)
-    model = AutoModel.from_config(config_of(kind)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(std=0.1)
-    return model
 
 
 @pytest.fixture(params=KINDS)
@@ -247,34 +216,6 @@ def test_traced_models_are_the_same(kind, side):
         warnings.simplefilter("ignore")  # sizes become constants, which is what a trace is
         traced = torch.jit.trace(model, (images,), strict=False, check_trace=False)
         torch.testing.assert_close(traced(images)["pooler_output"], model(images).pooler_output)
-
-
-@pytest.mark.parametrize(
-    ("kind", "strict"), [("plain", False), ("nested", False), ("pca", False), ("teacher", False), ("centred", True)]
-)
-def test_an_exported_model_takes_any_batch(kind, images, strict):
-    model = model_of(kind)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    exported = torch.export.export(model, (images,), dynamic_shapes={"pixel_values": {0: batch}}, strict=strict)
-    for count in (1, 2, 5):
-        images = torch.randn(count, 3, 56, 84)
-        torch.testing.assert_close(exported.module()(images).pooler_output, model(images).pooler_output)
-
-
-def test_onnx_takes_any_batch(images, tmp_path):
-    for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name, reason=f"{name}, which is no dependency, isn't installed")
-    import onnxruntime
-
-    model = model_of("nested")
-    batch = torch.export.Dim("batch", min=1, max=64)
-    file = tmp_path / "model.onnx"
-    torch.onnx.export(model, (images,), file, dynamo=True, dynamic_shapes={"pixel_values": {0: batch}})
-    session = onnxruntime.InferenceSession(file)
-    for count in (1, 5):
-        images = torch.randn(count, 3, 56, 84)
-        found = session.run(None, {"pixel_values": images.numpy()})
-        torch.testing.assert_close(torch.from_numpy(found[1]), model(images).pooler_output.detach())
 
 
 def test_the_pipeline_gives_descriptors(kind, tmp_path, tiny_processor):

@@ -36,6 +36,9 @@ class D2VprEmbeddings(Dinov2Embeddings):
         table = self.position_embeddings
         side = math.isqrt(table.shape[1] - 1)
         rows, columns = height // self.patch_size, width // self.patch_size
+        if isinstance(height, torch.SymInt) or isinstance(width, torch.SymInt):
+            patches = self._resized_to_any(table[0, 1:].unflatten(0, (side, side)), rows, columns)
+            return torch.cat([table[:, :1], patches.flatten(0, 1)[None].to(table.dtype)], dim=1)
         if rows == columns == side:
             return table
         patches = table[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
@@ -44,6 +47,31 @@ class D2VprEmbeddings(Dinov2Embeddings):
         factors = [(int(count) + self.interpolate_offset) / side for count in (rows, columns)]
         patches = F.interpolate(patches, scale_factor=factors, mode="bicubic", antialias=False).to(table.dtype)
         return torch.cat([table[:, :1], patches.flatten(2).transpose(1, 2)], dim=1)
+
+    def _resized_to_any(self, table: torch.Tensor, rows: torch.SymInt, columns: torch.SymInt) -> torch.Tensor:
+        """(rows, columns, dim) of a table (side, side, dim), where an exporter leaves the sizes open.
+
+        The same numbers as below but for rounding; an interpolation by a factor would keep the traced size.
+        """
+        side = table.shape[0]
+        counts = [torch.scalar_tensor(count, device=table.device) for count in (rows, columns)]
+        # At its own size the table stays as it is.
+        offset = sum((count - side).abs() for count in counts).clamp(max=1) * self.interpolate_offset
+        for count, size in zip((rows, columns), counts, strict=True):
+            taps, weights = cubic_taps(torch.arange(count, device=table.device), (size + offset) / side)
+            table = torch.einsum("ntsd,nt->nsd", table.float()[taps.clamp(0, side - 1)], weights)
+            table = table.transpose(0, 1)
+        return table
+
+
+def cubic_taps(targets: torch.Tensor, factor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(targets, 4) numbers of the cells that bicubic interpolation by a factor reads, and their weights."""
+    positions = (targets + 0.5) / factor - 0.5
+    taps = positions.floor()[:, None] + torch.arange(-1, 3, device=targets.device)
+    away = (positions[:, None] - taps).abs()
+    near = (1.25 * away - 2.25) * away**2 + 1
+    far = ((-0.75 * away + 3.75) * away - 6) * away + 3
+    return taps.long(), torch.where(away <= 1, near, far)
 
 
 class ConvNormAct(nn.Module):

@@ -24,6 +24,8 @@ def kept(make: Callable[..., Any]) -> Callable[..., Any]:
     @torch.compiler.assume_constant_result
     @functools.wraps(make)
     def remembered(*key: Any) -> Any:
+        if isinstance(key[0], tuple) and any(isinstance(side, torch.SymInt) for side in key[0]):
+            return make(*key)
         if key not in memory:
             # What a call under inference mode makes must serve a training step as well.
             with torch.inference_mode(False):
@@ -83,13 +85,16 @@ def region_axis(
     cuts: tuple[int, ...], length: int, sampling: str, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """One side's sample points: position, centre and extent of their part (all in [0, 1]), and the part's number."""
-    ends, side = region_cuts(cuts, length, sampling)
-    rows = []
-    for part, (start, end) in enumerate(pairwise(ends)):
-        count = end - start
-        steps = [index / (count - 1) for index in range(count)] if count > 1 else [0.5]
-        rows += [((start + step * count) / side, (start + end) / 2 / side, count / side, part) for step in steps]
-    return torch.tensor(rows, dtype=torch.float32, device=device).unbind(1)
+    if isinstance(length, torch.SymInt):  # an exporter leaves the size open
+        side, ends = length, (torch.tensor(cuts, device=device) * length + 8) // 16
+    else:
+        ends, side = region_cuts(cuts, length, sampling)
+        ends = torch.tensor(ends, device=device)
+    tokens = torch.arange(side, device=device)
+    part = (tokens[:, None] >= ends[1:-1]).sum(dim=1)
+    start, count = ends[part].double(), (ends[part + 1] - ends[part]).double()
+    step = torch.where(count > 1, (tokens - start) / (count - 1).clamp(min=1), 0.5)
+    return ((start + step * count) / side).float(), ((start + count / 2) / side).float(), (count / side).float(), part
 
 
 @kept
