@@ -64,7 +64,7 @@ def test_models_and_scores_stand_in_one_table(tmp_path):
         (tmp_path / folder).mkdir()
         for row in range(2):
             pixels = np.random.default_rng(row).integers(0, 256, (16, 16, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(tmp_path / folder / f"{row}.png")
+            Image.fromarray(pixels + (folder == "queries")).save(tmp_path / folder / f"{row}.png")
     same = {f"{row}.png": [f"{row}.png"] for row in range(2)}
     folders = folder_protocol(tmp_path / "database", tmp_path / "queries", positives=same)
     options = {"ks": (1,), "progress": False}

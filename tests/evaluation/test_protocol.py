@@ -1,17 +1,27 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict, load_dataset
 from PIL import Image
-from protocol_trees import msls_val, nordland_3450, own_folders, pairs, utm
+from protocol_trees import msls_val, nordland_3450, own_folders, pairs, utm, utm_name
 
 from d2vpr_hf.evaluation.baselines import SquashProcessor, peer_embedder
-from d2vpr_hf.evaluation.protocol import benchmark_protocol, dataset_protocol, folder_protocol
+from d2vpr_hf.evaluation.protocol import (
+    benchmark_protocol,
+    database_names,
+    dataset_protocol,
+    folder_protocol,
+    with_distractors,
+)
 from d2vpr_hf.evaluation.run import evaluate_protocol
 from d2vpr_hf.protocols.export import export_protocol
 from d2vpr_hf.protocols.open import open_protocol
 from d2vpr_hf.protocols.table import load_protocol
 from d2vpr_hf.retrieval.embedder import Embedder
+from d2vpr_hf.retrieval.index import PlaceIndex
 from d2vpr_hf.retrieval.pca import attach_pca, fit_pca
 
 
@@ -21,6 +31,12 @@ class Thumbnail:
 
     def encode(self, images):
         return images.flatten(1) + 0.1
+
+
+def repaint(folder):
+    """The photos of a made tree have equal bytes on both sides; queries of one's own aren't database photos."""
+    for row, path in enumerate(sorted(folder.rglob("*.jpg"))):
+        Image.new("RGB", (12, 8), (row, 200, 100)).save(path)
 
 
 @pytest.mark.parametrize(
@@ -86,6 +102,7 @@ def test_a_broken_photo_of_a_dataset_is_skipped_by_its_name(tmp_path):
 
 def test_ones_own_folders_have_no_expected_counts(tmp_path):
     own_folders(tmp_path)
+    repaint(tmp_path / "queries")
     protocol = benchmark_protocol(open_protocol("folders", tmp_path))
     assert protocol.notes == ()
 
@@ -114,3 +131,68 @@ def test_a_pca_is_not_tested_on_photos_that_it_was_fitted_on(tmp_path, tiny_mode
     inside = dataset_protocol(load_protocol("pitts30k-test", tmp_path / "set", cache_dir=tmp_path / "tables"))
     evaluate_protocol(inside, embedder, ks=(1,), progress=False)
     assert "make sure yourself" in caplog.text
+
+
+def test_a_query_that_is_a_database_photo_neither_answers_itself_nor_is_its_own_positive(tmp_path):
+    random = np.random.default_rng(0)
+    database, queries = tmp_path / "database", tmp_path / "queries"
+    for folder in (database, queries):
+        folder.mkdir()
+    for row in range(4):
+        pixels = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(database / f"{row}.png")
+        other = np.clip(pixels.astype(int) + 3, 0, 255).astype(np.uint8)
+        Image.fromarray(other).save(database / f"{row}-again.png")
+    # The same file by a copy, a symbolic and a hard link; the fourth query is a photo of its own.
+    shutil.copy(database / "0.png", queries / "copy.png")
+    (queries / "link.png").symlink_to(database / "1.png")
+    os.link(database / "2.png", queries / "hard.png")
+    Image.fromarray(random.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(queries / "own.png")
+    listed = {"copy.png": ["0.png", "0-again.png"], "link.png": ["1.png"], "hard.png": ["2.png"], "own.png": ["3.png"]}
+    index = PlaceIndex.build(peer_embedder(Thumbnail(), workers=1).embed(database, progress=False))
+    for photos in (database, index):
+        protocol = folder_protocol(photos, queries, positives=listed)
+        names = database_names(protocol.database)
+        shown = [[names[row].rsplit("/", 1)[-1] for row in rows] for rows in protocol.positives]
+        assert dict(zip(protocol.queries.names, shown, strict=True)) == {
+            "copy.png": ["0-again.png"], "link.png": [], "hard.png": [], "own.png": ["3.png"],
+        }  # fmt: skip
+        assert "3 queries are database photos too (copy.png, hard.png, link.png)" in protocol.notes[0]
+        for method in ("hard_resize", "five_crops"):
+            embedder = peer_embedder(Thumbnail(), workers=1)
+            result = evaluate_protocol(protocol, embedder, ks=(1, 100), query_method=method, progress=False)
+            best = {
+                query: names[row].rsplit("/", 1)[-1]
+                for query, row in zip(protocol.queries.names, result.ranking[:, 0], strict=True)
+            }
+            assert [best[name] for name in ("copy.png", "link.png", "hard.png")] == [
+                "0-again.png", "1-again.png", "2-again.png",
+            ]  # fmt: skip
+            assert result.hits == {1: 1 + (best["own.png"] == "3.png"), 100: 2}
+            # The others are ranked to the end, the photo itself is not there.
+            assert [len({*row} - {-1}) for row in result.ranking.tolist()] == [
+                8 if name == "own.png" else 7 for name in protocol.queries.names
+            ]
+
+
+def test_a_folder_in_itself_is_refused_and_ranked_without_the_photo_itself(tmp_path):
+    random = np.random.default_rng(0)
+    for row in range(3):
+        pixels = random.integers(0, 256, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / utm_name(1000 * row))  # each a kilometre from the next
+    with pytest.raises(ValueError, match=r"None of the 3 queries has a positive.*3 queries are database photos too"):
+        folder_protocol(tmp_path, tmp_path, radius_m=25)
+    ranked = evaluate_protocol(
+        folder_protocol(tmp_path, tmp_path, labels=False), peer_embedder(Thumbnail(), workers=1), progress=False
+    )
+    assert all(query not in row for query, row in enumerate(ranked.ranking.tolist()))
+
+
+def test_a_copy_of_a_photo_of_the_protocol_is_no_distractor(tmp_path):
+    own_folders(tmp_path / "set")
+    repaint(tmp_path / "set" / "queries")
+    protocol = benchmark_protocol("folders", tmp_path / "set")
+    (tmp_path / "more").mkdir()
+    shutil.copy(protocol.queries.paths[0], tmp_path / "more" / "another name.jpg")
+    with pytest.raises(ValueError, match="more holds 1 photos that are in folders already"):
+        with_distractors(protocol, [tmp_path / "more"])

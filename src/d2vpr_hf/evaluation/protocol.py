@@ -1,13 +1,17 @@
 """What is ranked and what counts as right: the protocol of two folders of one's own, and of a named benchmark."""
 
+import os
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import path_to_text
+from ..files import file_state, hash_file, path_to_text, text_to_path
+from ..messages import first_few
 from ..photos.dataset import DatasetPhotos
 from ..photos.folder import PhotoFolder, read_photo_folder
 from ..photos.positions import Positions, positives_within
@@ -67,6 +71,9 @@ def folder_protocol(
 ) -> Protocol:
     """The protocol of two folders of one's own.
 
+    A query that is a database photo too (the same file, a link to it, or equal bytes) is no answer to itself, and no
+    positive.
+
     Args:
         database: folder of photos, folder of a saved index, or either of them read.
         queries: folder of photos, or one read.
@@ -88,21 +95,24 @@ def folder_protocol(
     database, queries = _opened_database(database), _opened_queries(queries)
     _check_filled(len(database_names(database)), "database")
     _check_filled(len(queries.paths), "query")
+    own_rows, notes = _own_rows(database, queries)
+    own = {"own_rows": own_rows, "notes": notes}
     if not labels:
-        return Protocol("folders", database, queries, None, "none: the photos are ranked without labels")
+        return Protocol("folders", database, queries, None, "none: the photos are ranked without labels", **own)
     if positives is not None:
         rows = read_positives(positives, database_names=database_names(database), query_names=queries.names)
         rule = "listed by name" if isinstance(positives, Mapping) else f"listed by name in {Path(positives).name}"
     else:
         rows = _positives_by_radius(database, queries, radius_m)
         rule = f"database photos within {radius_m:g} m of the query, inclusive{_unknown(database, queries)}"
+    rows = _without_own(rows, own_rows)
     if not count_positives(rows).any():
         raise ValueError(
             f"None of the {len(rows)} queries has a positive among the {len(database_names(database))} database photos "
-            f"({rule}), so that recall would be 0 whatever the model. Check that the two folders show the same area. "
-            f"{_CHOICES}"
+            f"({rule}), so that recall would be 0 whatever the model. {' '.join(notes)} Check that the two folders "
+            f"show the same area. {_CHOICES}"
         )
-    return Protocol("folders", database, queries, rows, rule, "with_positives" if labelled_only else "all")
+    return Protocol("folders", database, queries, rows, rule, "with_positives" if labelled_only else "all", **own)
 
 
 def with_distractors(protocol: Protocol, folders: Sequence[str | Path]) -> Protocol:
@@ -122,15 +132,14 @@ def with_distractors(protocol: Protocol, folders: Sequence[str | Path]) -> Proto
             "photos. Give the folder that it was made of."
         )
     paths, names = list(photos.paths), list(photos.names)
-    seen = {path.resolve() for path in [*paths, *protocol.queries.paths]}
     for folder in folders:
         more = read_photo_folder(folder)
-        if twice := [path for path in more.paths if path.resolve() in seen]:
+        same = same_photos([*paths, *protocol.queries.paths], more.paths)
+        if twice := [path for path, rows in zip(more.paths, same, strict=True) if len(rows)]:
             raise ValueError(
                 f"{path_to_text(folder)} holds {len(twice)} photos that are in {protocol.name} already, such as "
                 f"{path_to_text(twice[0])}, but a distractor shows none of its places. Give a folder without them."
             )
-        seen |= {path.resolve() for path in more.paths}
         paths += more.paths
         names += [f"{path_to_text(more.root.name)}/{name}" for name in more.names]
     count = len(paths) - len(photos)
@@ -156,20 +165,17 @@ def benchmark_protocol(name: str | ProtocolFolder, root: str | Path | None = Non
     record, queries = benchmark.record, benchmark.queries
     if queries is None:
         raise ValueError(f"{record.id} is a training set: it has no queries to evaluate. Give the id of a test set.")
-    _check_answerable(benchmark.positives, record.id, benchmark.rule)
+    photos, positives = (benchmark.database.photos, queries.photos), benchmark.positives
     notes = _count_notes(record, len(benchmark.database), len(queries))
+    own = _ranked_whole(record, *photos)
+    if not own and not record.rule.is_published:
+        own["own_rows"], more = _own_rows(*photos)
+        notes += more
+        positives = None if positives is None else _without_own(positives, own["own_rows"])
+    _check_answerable(positives, record.id, "; ".join([benchmark.rule, *notes]))
     if benchmark.left_out:
         notes.append(f"Queries without positives that the protocol leaves out: {len(benchmark.left_out)}.")
-    photos = benchmark.database.photos, queries.photos
-    return Protocol(
-        record.id,
-        *photos,
-        benchmark.positives,
-        benchmark.rule,
-        record.denominator,
-        tuple(notes),
-        **_ranked_whole(record, *photos),
-    )
+    return Protocol(record.id, *photos, positives, benchmark.rule, record.denominator, tuple(notes), **own)
 
 
 def dataset_protocol(benchmark: "DatasetDict", name: str | None = None) -> Protocol:
@@ -198,6 +204,53 @@ def dataset_protocol(benchmark: "DatasetDict", name: str | None = None) -> Proto
     notes = tuple(_count_notes(record, len(database), len(queries)))
     own = _ranked_whole(record, database, queries)
     return Protocol(name, database, queries, positives, rule, record.denominator, notes, **own)
+
+
+def same_photos(database: Sequence[Path], queries: Sequence[Path]) -> list[np.ndarray]:
+    """For each query the rows of the database that are the same photo: the same file, a link to it, or equal bytes.
+
+    Sizes are compared first, then the ends of the files, and the whole files only where these are equal.
+    """
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for row, path in enumerate(database):
+        by_size[file_state(path)[0]].append(row)
+    end, whole = cache(_end_of), cache(hash_file)
+
+    def equal(path: Path, other: Path) -> bool:
+        try:
+            return path.samefile(other) or (end(path) == end(other) and whole(path) == whole(other))
+        except OSError:  # what can't be read is skipped later, with its reason
+            return False
+
+    sizes = [file_state(path)[0] for path in queries]
+    return [
+        np.array([row for row in by_size.get(size, ()) if size > 0 and equal(path, database[row])], np.int64)
+        for path, size in zip(queries, sizes, strict=True)
+    ]
+
+
+def _end_of(path: Path) -> bytes:
+    """The last bytes of a file, in which photos of one size differ."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - 1024))
+        return file.read()
+
+
+def _own_rows(
+    database: PhotoFolder | PlaceIndex, queries: PhotoFolder
+) -> tuple[list[np.ndarray] | None, tuple[str, ...]]:
+    """The database rows that are the query itself, None where no query has any, and what is to be said of them."""
+    paths = map(text_to_path, database_names(database)) if isinstance(database, PlaceIndex) else database.paths
+    rows = same_photos(list(paths), queries.paths)
+    twice = [name for name, own in zip(queries.names, rows, strict=True) if len(own)]
+    if not twice:
+        return None, ()
+    said = f"{len(twice)} queries are database photos too ({first_few(twice)})"
+    return rows, (f"{said}; such a photo is neither an answer to itself nor a positive.",)
+
+
+def _without_own(positives: list[np.ndarray], own_rows: list[np.ndarray] | None) -> list[np.ndarray]:
+    return positives if own_rows is None else [np.setdiff1d(*each) for each in zip(positives, own_rows, strict=True)]
 
 
 def _ranked_whole(
