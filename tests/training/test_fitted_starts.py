@@ -64,6 +64,13 @@ def test_a_whitened_head_is_the_start_and_may_be_the_best(training_town, validat
     assert result.best_step == best["step"]
 
 
+def test_no_step_leaves_what_was_fitted(training_town, tmp_path):
+    one = train(arguments(training_town, tmp_path / "one", **WHITENED, max_steps=1, learning_rate=1e-12))
+    none = train(arguments(training_town, tmp_path / "none", **WHITENED, max_steps=0))
+    assert (one.steps, none.steps) == (1, 0)
+    torch.testing.assert_close(head_after(tmp_path / "none"), head_after(tmp_path / "one"), rtol=1e-4, atol=1e-6)
+
+
 def test_a_student_of_dinov2_has_the_fields_that_are_asked_for(tmp_path):
     backbone = Dinov2Config(hidden_size=96, num_hidden_layers=2, num_attention_heads=2, image_size=56)
     Dinov2Model(backbone).save_pretrained(tmp_path / "dinov2")

@@ -133,7 +133,11 @@ class TrainingArguments:
     schedule: Literal["cosine", "constant"] = key("cosine", "cosine falls to a hundredth", OPTIMISER)
     warmup_epochs: float = key(0.5, "epochs in which the learning rate rises from 0; parts of one count", OPTIMISER)
     epochs: int = key(10, "passes through all places", OPTIMISER)
-    max_steps: int | None = key(None, "stop after so many steps (default: after all epochs)", OPTIMISER)
+    max_steps: int | None = key(
+        None,
+        "stop after so many steps; 0: nothing but what is fitted before them (default: after all epochs)",
+        OPTIMISER,
+    )
     gradient_accumulation_steps: int = key(
         1, "batches before each step of the optimiser; each has its own loss", OPTIMISER
     )
@@ -206,7 +210,7 @@ class TrainingArguments:
             "trainable_blocks": -1, "seed": 0,
         }  # fmt: skip
         optional = {
-            "max_steps": 1, "validate_every": 1, "patience": 1, "threads": 1, "head_dim": 1, "image_size": 14,
+            "max_steps": 0, "validate_every": 1, "patience": 1, "threads": 1, "head_dim": 1, "image_size": 14,
             "teacher_image_size": 14, "teacher_whitening": 2,
         }  # fmt: skip
         for name, least in (at_least | optional).items():

@@ -19,8 +19,8 @@ HEAD_PHOTOS, RECOVERY_PHOTOS = 4096, 512
 AT_A_TIME = 32
 # Of the descriptors' directions, those of largest variance.
 DIRECTIONS = 1024
-# Halfway to directions that vary equally within places, and then a quarter over all photos. Both were chosen on panoramas
-# held out, as the table of trials in docs/training.md says.
+# Halfway to directions that vary equally within places, and then a quarter of the way over all photos, as chosen on
+# photos that nothing was fitted on (see the table of trials in docs/training.md).
 WITHIN_POWER, TOTAL_POWER = 0.5, 0.25
 # Of few pairs some directions seem hardly to vary within a place; so much of the whole variance is mixed in.
 SHRINKAGE = 0.2

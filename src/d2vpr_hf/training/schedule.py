@@ -115,7 +115,7 @@ class Schedule:
                 f"{arguments.gradient_accumulation_steps}. Give more places, or fewer places_per_batch."
             )
         steps = arguments.epochs * steps_per_epoch
-        steps = min(steps, arguments.max_steps or steps)
+        steps = steps if arguments.max_steps is None else min(steps, arguments.max_steps)
         warmup = arguments.warmup_epochs * steps_per_epoch
         return cls(steps_per_epoch, steps, warmup, arguments.learning_rate, arguments.schedule == "cosine")
 
