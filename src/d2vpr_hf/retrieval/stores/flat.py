@@ -1,8 +1,9 @@
 """Exact search in memory, by FAISS: the kind of store that an index has unless it is told otherwise."""
 
+import os
 import struct
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import faiss
 import numpy as np
@@ -81,29 +82,31 @@ class FaissStore:
     @classmethod
     def read(cls, path: Path, kind: str, dim: int, count: int) -> Self:
         metric = next(metric for metric, name in _KINDS.items() if name == kind)
-        _check_file(path, metric, dim, count)
-        store = cls(dim, metric)
-        store._index = faiss.read_index(str(path))
+        # By one handle: a save may remove the file meanwhile.
+        with path.open("rb") as file:
+            _check_file(file, metric, dim, count)
+            file.seek(0)
+            store = cls(dim, metric)
+            store._index = faiss.read_index(faiss.PyCallbackIOReader(file.read, 1 << 22))
         return store
 
 
-def _check_file(path: Path, metric: Metric, dim: int, count: int) -> None:
+def _check_file(file: BinaryIO, metric: Metric, dim: int, count: int) -> None:
     """Compares every length that the file names with what it must be: FAISS itself believes them, and writes there."""
     metric_type = _INDEXES[metric](1).metric_type
     headers = [(name, dim, count, True, metric_type) for name in (b"IxM2", _NAMES[metric])]
-    expected = 2 * _HEADER.size + 2 * _LENGTH.size + count * (4 * dim + 8)
-    size_bytes = path.stat().st_size
-    with path.open("rb") as file:
-        found = [_read(file, _HEADER), _read(file, _HEADER)]
-        lengths = [_read(file, _LENGTH)]
-        file.seek(4 * dim * count, 1)
-        lengths.append(_read(file, _LENGTH))
-    if found != headers or lengths != [(dim * count,), (count,)] or size_bytes != expected:
+    expected = [2 * _HEADER.size + 2 * _LENGTH.size + count * (4 * dim + 8), *headers, (dim * count,), (count,)]
+    found: list[Any] = [file.seek(0, os.SEEK_END)]
+    if found[0] == expected[0]:
+        file.seek(0)
+        found += [_read(file, _HEADER), _read(file, _HEADER), _read(file, _LENGTH)]
+        file.seek(4 * dim * count, os.SEEK_CUR)
+        found.append(_read(file, _LENGTH))
+    if found != expected:
         raise ValueError(
-            f"{path} can't be read as FAISS vectors of this index: it has {size_bytes} bytes, the headers {found} and "
-            f"the lengths {lengths}, but {count} vectors of {dim} numbers have {expected} bytes, {headers} and "
-            f"{[(dim * count,), (count,)]}, so that it and index.json don't belong together. Build the index again "
-            "with `d2vpr index`."
+            f"{file.name} can't be read as FAISS vectors of this index: its bytes, headers and lengths are {found}, "
+            f"but {count} vectors of {dim} numbers have {expected}, so that it and index.json don't belong together. Build "
+            "the index again with `d2vpr index`."
         )
 
 
