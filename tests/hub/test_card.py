@@ -391,6 +391,47 @@ def test_a_shipped_card_says_how_the_package_opens_it():
     assert "pretrained_path" not in card_of().text
 
 
+HOSTILE = "<img src=x onerror=alert(1)> | `<b>` &#106;avascript: </details>\n# Heading"
+
+
+def test_texts_of_records_are_text_on_the_card():
+    """Nothing that a record says becomes HTML, ends a table or a code block, or begins a heading."""
+    source = {"name": HOSTILE, "terms": HOSTILE, "use": HOSTILE, "files_sha256": HOSTILE}
+    about = {
+        "not_this": [HOSTILE],
+        "credits": [HOSTILE],
+        "data_sources": [source],
+        "teacher": {"name": HOSTILE, "terms": HOSTILE, "use": HOSTILE},
+        "retrain": {"command": "train ```\n<script>", "seeds": [HOSTILE], "commit": HOSTILE, "steps": [HOSTILE]},
+    }
+    made = made_evaluation().to_json() | {"rule": HOSTILE, "notes": [HOSTILE]}
+    comparison = COMPARISON | {"name": HOSTILE, "rule": HOSTILE, "remarks": [HOSTILE], "command": HOSTILE}
+    comparison |= {"rows": [{"method": HOSTILE, "value": 0.5, "source": HOSTILE}], "counts": {HOSTILE: 1}}
+    stage = {"stage": HOSTILE, "data": HOSTILE, "arguments": {HOSTILE: HOSTILE}}
+    card = model_card(
+        "me/tiny",
+        D2VprConfig(converted_from={"file": HOSTILE, "sha256": HOSTILE}),
+        cost=COST,
+        evaluations={"made.json": made},
+        comparisons={"c.json": comparison},
+        training={"stages": [stage]},
+        about=about,
+        license=HOSTILE,
+        notes=[HOSTILE],
+    )
+    text = card.text
+    assert text.count("onerror") >= 20
+    assert "```\ntrain '''\n<script>\n```" in text
+    outside = re.sub(r"`[^`\n]*`", "", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    assert not re.search(r"<(?!details>|/details>|summary>|/summary>)", outside)
+    assert outside.count("<details>") == outside.count("</details>") == 1
+    assert text.count("\n# ") == 1
+    assert "&amp;#106;avascript:" in text
+    for line in text.splitlines():
+        if line.startswith("|") and "onerror" in line:
+            assert len(re.findall(r"(?<!\\)\|", line)) in (3, 4, 6), line
+
+
 def test_shipped_cards_are_those_of_shipped_checkpoints(tmp_path):
     """In model_cards lies the card of each checkpoint that the package ships, as its records make it today."""
     cards = {path.stem for path in (ROOT / "model_cards").glob("*.md")}

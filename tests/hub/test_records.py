@@ -61,7 +61,7 @@ def test_what_is_no_evaluation_of_this_model_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no .*gone.json"):
         read_evaluations([tmp_path / "gone.json"], WEIGHTS)
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match=r"bad.json is no JSON"):
+    with pytest.raises(ValueError, match=r"bad.json isn't valid JSON"):
         read_evaluations([tmp_path / "bad.json"], WEIGHTS)
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(ValueError, match="holds a list, but a JSON object was expected"):
@@ -100,10 +100,10 @@ def test_only_paths_from_a_root_are_cut(text, kept):
     [
         (read_about, {"teachers": []}, "has unknown teachers. It must have nothing and may have not_this"),
         (read_about, {"not_this": "no"}, "not_this is a str, but it must be a list"),
-        (read_about, {"credits": [3]}, "credits, entry 1 is 3, but it must be a sentence"),
+        (read_about, {"credits": [3]}, "credits, entry 1 is '3', but it must be text"),
         (read_about, {"data_sources": [{"name": "a"}]}, "data_sources, entry 1 lacks terms"),
-        (read_about, {"teacher": {"name": "a", "terms": "b", "c": 1}}, "teacher, entry 1 has unknown c"),
-        (read_about, {"retrain": "train"}, "retrain, entry 1 is a str, but it must be an object"),
+        (read_about, {"teacher": {"name": "a", "terms": "b", "c": 1}}, "teacher has unknown c"),
+        (read_about, {"retrain": "train"}, "retrain is a str, but it must be an object"),
     ],
 )
 def test_what_is_said_of_a_checkpoint_has_known_fields(read, content, said):
@@ -121,9 +121,82 @@ def test_a_comparison_has_known_fields_and_is_of_this_model(tmp_path):
     assert found["a-b-2.json"]["command"] == "d2vpr evaluate --database=photos"
     for change, said in (
         ({"model": {"weight_hash": "b" * 64}}, "of the weights bbbbbbbb, but"),
-        ({"rows": [{"method": "x"}]}, "comparison 1, row 1 lacks value"),
+        ({"rows": [{"method": "x"}]}, "comparison 1: rows, entry 1 lacks value"),
         ({"rows": 3}, "rows is a int, but it must be a list"),
         ({"query": 1}, "has unknown query"),
     ):
         with pytest.raises(ValueError, match=said):
             read_comparisons([whole | change], WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "said"),
+    [
+        (
+            read_about,
+            {"retrain": {"command": "train", "steps": "First train."}},
+            "retrain: steps is a str, but it must",
+        ),
+        (read_about, {"retrain": {"command": ["train"]}}, "retrain: command is .*, but it must be text"),
+        (read_about, {"retrain": {"command": "train", "seeds": {"a": 1}}}, "retrain: seeds is a dict"),
+        (read_about, {"data_sources": [{"name": "a", "terms": ["CC0"]}]}, "data_sources, entry 1: terms is"),
+        (
+            read_about,
+            {"data_sources": [{"name": "a", "terms": "b", "files": True}]},
+            "files is 'True', but it must be an",
+        ),
+        (read_training, {"stages": [{"stage": "a", "base_model": 3}]}, "stages, entry 1: base_model is a int"),
+        (
+            read_training,
+            {"stages": [{"stage": "a", "best": "yes"}]},
+            "stages, entry 1: best is a str, but it must be an",
+        ),
+    ],
+)
+def test_a_field_of_another_type_is_refused_by_name(read, content, said):
+    with pytest.raises(ValueError, match=said):
+        read(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"notes": "One note."}, r"evaluation 1 \(made\): notes is a str, but it must be a list"),
+        ({"recall": {"recall@1": "half"}}, "recall: recall@1 is 'half', but it must be a finite number"),
+        ({"recall": {"recall@1": float("nan")}}, "recall@1 is 'nan', but it must be a finite number"),
+        ({"recall": {"<b>@1": 0.5}}, "recall holds '<b>@1', but its names must be recall@1"),
+        ({"counts": {"database": "many"}}, "counts.database_ranked"),
+        ({"queries_without_positives": "none"}, "queries_without_positives is 'none', but it must be an integer"),
+    ],
+)
+def test_a_damaged_evaluation_is_refused_by_name(change, said, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(made_evaluation().to_json() | change))
+    with pytest.raises(ValueError, match=said.replace(r"evaluation 1 \(made\)", "results.json")):
+        read_evaluations([path], WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "url", ["javascript:alert(1)", "data:text/html,x", "https://a.b/) [x](http://c", "/home", "a b"]
+)
+def test_a_source_links_to_a_web_page_alone(url):
+    with pytest.raises(ValueError, match=r"the url of a is .*, but it must begin with https://"):
+        read_about({"data_sources": [{"name": "a", "terms": "b", "url": url}]})
+    with pytest.raises(ValueError, match="the url of a is"):
+        read_about({"teacher": {"name": "a", "terms": "b", "url": url}})
+
+
+@pytest.mark.parametrize(
+    "text", ["[x](javascript:alert(1))", "[x]( JavaScript:alert(1))", "[x]: data:text/html,y", "[x](<vbscript:z>)"]
+)
+def test_a_text_that_links_to_code_is_refused_in_every_record(text):
+    whole = {"name": "a", "measure": "m", "rule": text, "counts": {}, "rows": [], "model": {"weight_hash": WEIGHTS}}
+    for read in (
+        lambda: read_about({"credits": ["Somebody", text]}),
+        lambda: read_training({"stages": [{"stage": "a", "arguments": {"notes": [text]}}]}),
+        lambda: read_comparisons([whole], WEIGHTS),
+        lambda: read_evaluations([made_evaluation().to_json() | {"notes": [text]}], WEIGHTS),
+    ):
+        with pytest.raises(ValueError, match=r"links to .*, but a card links to web pages alone"):
+            read()
+    assert read_about({"credits": ["[Somebody](https://a.b/c), see [the file](terms.md): `x[1](2)`"]})

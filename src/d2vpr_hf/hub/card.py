@@ -1,5 +1,6 @@
 """The model card, a repository's first page: made of the records that lie in the repository, and of nothing else."""
 
+import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -86,7 +87,10 @@ def model_card(
         results=[_result(name, evaluation, _cutoffs(evaluations), stages) for name, evaluation in evaluations.items()],
         has_hits=any(each.get("hits") for each in evaluations.values()),
         comparisons=[_comparison(name, each) for name, each in (comparisons or {}).items()],
-        about=_about(about or {}),
+        about=about or {},
+        line=_line,
+        cell=_cell,
+        code=_code,
         cost={field: f"{value:.3g}" if field == "gmacs" else f"{value:,}" for field, value in cost.items()},
         converted=config.converted_from,
         stages=[
@@ -173,9 +177,9 @@ def _result(
     settings = evaluation["settings"]
     pixels = f" at {size}" if (size := _image_size(settings)) else ""
     remarks.append(
-        f"Queries by {settings['query_method']}{pixels}, {settings['dtype']}; batches: {_line(settings['batch_rule'])}."
+        _line(f"Queries by {settings['query_method']}{pixels}, {settings['dtype']}; batches: {settings['batch_rule']}.")
     )
-    remarks += [_line(note) for note in evaluation.get("notes", ())]
+    remarks += [_line(note) for note in evaluation.get("notes") or ()]
     return {
         "protocol": _cell(evaluation["protocol"]),
         "file": f"{EVALUATIONS_FOLDER}/{file}",
@@ -201,7 +205,7 @@ def _comparison(file: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
     columns = {
         "method": [_cell(row["method"]) for row in rows],
         _cell(comparison["measure"]): [
-            "" if row.get("of", FEW_QUERIES) < FEW_QUERIES else _percent(row["value"]) for row in rows
+            "" if (row.get("of") or FEW_QUERIES) < FEW_QUERIES else _percent(row["value"]) for row in rows
         ],
         "hits": [f"{row['hits']:,} of {row['of']:,}" if {"hits", "of"} <= row.keys() else "" for row in rows],
         "interval": [_range(row.get("interval")) for row in rows],
@@ -211,13 +215,13 @@ def _comparison(file: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
             else ""
             for row in rows
         ],
-        "source": [_cell(row.get("source", "")) for row in rows],
+        "source": [_cell(row.get("source") or "") for row in rows],
     }
     shown = {name: cells for name, cells in columns.items() if any(cells)}
-    remarks = [f"{counts}.", f"Positives: {_line(comparison['rule'])}."]
-    remarks += [_line(remark) for remark in comparison.get("remarks", ())]
+    remarks = [f"{_line(counts)}.", f"Positives: {_line(comparison['rule'])}."]
+    remarks += [_line(remark) for remark in comparison.get("remarks") or ()]
     if command := comparison.get("command"):
-        remarks.append(f"Measured by `{_line(command)}`.")
+        remarks.append(f"Measured by {_code(command)}.")
     return {
         "name": _cell(comparison["name"]),
         "file": f"{COMPARISONS_FOLDER}/{file}",
@@ -229,38 +233,6 @@ def _comparison(file: str, comparison: Mapping[str, Any]) -> dict[str, Any]:
 
 def _range(interval: Sequence[float] | None, sign: str = "") -> str:
     return "" if interval is None else " to ".join(f"{100 * each:{sign}.1f}" for each in interval)
-
-
-def _about(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a card says besides its figures, with texts that stay on their lines."""
-    sources = [
-        {
-            "name": f"[{_cell(each['name'])}]({_line(each['url'])})" if each.get("url") else _cell(each["name"]),
-            "use": _cell(each.get("use", "")),
-            "terms": _cell(each["terms"]),
-            "files": f"{each['files']:,}" if each.get("files") is not None else "",
-            "files_sha256": each.get("files_sha256") or "",
-        }
-        for each in about.get("data_sources", ())
-    ]
-    retrain = about.get("retrain")
-    if retrain is not None:
-        seeds = retrain.get("seeds")
-        retrain = {
-            "command": str(retrain["command"]).strip(),
-            "seeds": ", ".join(map(str, seeds if isinstance(seeds, list | tuple) else [seeds]))
-            if seeds is not None
-            else "",
-            "commit": retrain.get("commit"),
-            "steps": [_line(step) for step in retrain.get("steps", ())],
-        }
-    return {
-        "not_this": [_line(each) for each in about.get("not_this", ())],
-        "sources": sources,
-        "credits": [_line(each) for each in about.get("credits", ())],
-        "teacher": {name: _line(each) for name, each in about["teacher"].items()} if "teacher" in about else None,
-        "retrain": retrain,
-    }
 
 
 def _cutoffs(evaluations: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -320,9 +292,14 @@ def _percent(share: float, digits: int = 1) -> str:
 
 
 def _line(text: Any) -> str:
-    """Text on one line, so that it can't begin a list or a heading."""
-    return " ".join(str(text).split())
+    """Text on one line, so that it can't begin a list or a heading, in which HTML is no more than text."""
+    return html.escape(" ".join(str(text).split()), quote=False)
 
 
 def _cell(text: Any) -> str:
     return _line(text).replace("|", "\\|")
+
+
+def _code(text: Any) -> str:
+    """A name or a command as a code span, which the text can't end."""
+    return "`" + " ".join(str(text).split()).replace("`", "'") + "`"

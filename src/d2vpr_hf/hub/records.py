@@ -13,8 +13,10 @@ Values are fractions; a difference is the model's value minus the row's. What a 
 """
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,27 +27,69 @@ EVALUATIONS_FOLDER = "evaluations"
 COMPARISONS_FOLDER = "comparisons"
 COST_FILE = "cost.json"
 
-# What an evaluation must hold for a card to be made of it, and what within that.
-_NEEDED = {
-    "protocol": (),
-    "rule": (),
-    "recall": (),
-    "counts": ("database", "database_ranked", "queries", "queries_ranked"),
-    "queries_without_positives": (),
-    "model": ("name", "weight_hash"),
-    "settings": ("batch_rule", "dtype", "query_method"),
+# What the records must hold and may hold ("?"); "*" is any other name. A list holds entries of one form, a tuple names
+# forms of which one must fit, and None is anything.
+_EVALUATION = {
+    "protocol": str,
+    "rule": str,
+    "recall": {"*": float},
+    "counts": {"database": int, "database_ranked": int, "queries": int, "queries_ranked": int, "*": None},
+    "queries_without_positives": int,
+    "model": {"name": str, "weight_hash": str, "*": None},
+    "settings": {"batch_rule": str, "dtype": str, "query_method": str, "*": None},
+    "hits?": {"*": int},
+    "recall_intervals?": {"level": float, "*": (float, [float])},
+    "notes?": [str],
+    "*": None,
 }
-# What a comparison must hold and may hold, and what its rows must and may.
-_COMPARISON = ("name", "measure", "rule", "counts", "model", "rows"), ("command", "remarks", "versions")
-_ROW = ("method", "value"), ("hits", "of", "interval", "difference", "difference_interval", "source", "dim")
-# {field: (fields that each entry must have, fields that it may have)}, where the entries are objects.
+_COMPARISON = {
+    "name": str,
+    "measure": str,
+    "rule": str,
+    "counts": {"*": int},
+    "model": {"weight_hash": str, "*": None},
+    "rows": [
+        {
+            "method": str,
+            "value": float,
+            "hits?": int,
+            "of?": int,
+            "interval?": [float],
+            "difference?": float,
+            "difference_interval?": [float],
+            "source?": str,
+            "dim?": int,
+        }
+    ],
+    "command?": str,
+    "remarks?": [str],
+    "versions?": {"*": None},
+}
+# As `Comparison.to_json` gives it.
+_COMPARED = {
+    "protocol": str,
+    "model?": str,
+    "results": {"*": _EVALUATION},
+    "differences": {"*": {"*": {"difference": float, "interval": [float], "*": None}}},
+    "*": None,
+}
+_TRAINING = {
+    "stages": [
+        {"stage": str, "base_model?": (str, [str]), "datasets?": (str, [str]), "best?": {"*": None}, "*": None},
+    ],
+    "*": None,
+}
 _ABOUT = {
-    "not_this": None,
-    "data_sources": (("name", "terms"), ("files", "files_sha256", "url", "use")),
-    "credits": None,
-    "teacher": (("name", "terms"), ("url", "use")),
-    "retrain": (("command",), ("seeds", "commit", "steps")),
+    "not_this?": [str],
+    "data_sources?": [{"name": str, "terms": str, "files?": int, "files_sha256?": str, "url?": str, "use?": str}],
+    "credits?": [str],
+    "teacher?": {"name": str, "terms": str, "url?": str, "use?": str},
+    "retrain?": {"command": str, "seeds?": (int, str, [(int, str)]), "commit?": str, "steps?": [str]},
 }
+_KINDS = {str: "text", int: "an integer", float: "a finite number"}
+# What a browser opens without running it.
+_URL = re.compile(r"https?://[^\s()<>\[\]\"'|`]+")
+_MARKDOWN_LINK = re.compile(r"\][(:]\s*<?\s*([^\s)>]*)")
 # Photos by name: names may hold coordinates, and a card needs none of them.
 _PHOTO_FIELDS = ("ranking", "skipped")
 # A path from the root, the home or a drive within any text; not the slashes of a URL or of "owner/name".
@@ -65,23 +109,26 @@ def read_evaluations(
     """
     found: dict[str, dict[str, Any]] = {}
     for number, each in enumerate(evaluations, start=1):
-        where, content = _opened(each, number)
-        if missing := _missing(content):
+        where, content = _opened(each, f"evaluation {number}")
+        if missing := _missing(content, _EVALUATION):
             raise ValueError(
-                f"{where} lacks {', '.join(missing)}, so it is no evaluation. Give {RESULTS_FILE} as `d2vpr evaluate "
-                "--save` or `Evaluation.save` writes it."
-            )
-        if content["model"]["weight_hash"] != weight_hash:
-            raise ValueError(
-                f"{where} is of the weights {content['model']['weight_hash'][:8]} ({content['model']['name']}), but "
-                f"the model to push has the weights {weight_hash[:8]}. Evaluate this model, or leave the result out."
+                f"{where} lacks {', '.join(missing)}, so it isn't an evaluation. Give {RESULTS_FILE} as `d2vpr "
+                "evaluate --save` or `Evaluation.save` writes it."
             )
         if content["recall"] is None:
             raise ValueError(
                 f"{where} has no recall, because nobody knew the right answers, so a card can't show it. Leave it out."
             )
+        _check(where, content, _EVALUATION)
+        if wrong := [metric for metric in content["recall"] if not re.fullmatch(r"recall@[1-9]\d*", metric)]:
+            raise ValueError(f"{where}: recall holds {wrong[0]!r}, but its names must be recall@1 and the like.")
+        if content["model"]["weight_hash"] != weight_hash:
+            raise ValueError(
+                f"{where} is of the weights {content['model']['weight_hash'][:8]} ({content['model']['name']}), but "
+                f"the model to push has the weights {weight_hash[:8]}. Evaluate this model, or leave the result out."
+            )
         kept = {name: value for name, value in content.items() if name not in _PHOTO_FIELDS}
-        found[_free_name(str(content["protocol"]), found)] = without_folders(kept)
+        found[_free_name(content["protocol"], found)] = _to_share(where, kept)
     return found
 
 
@@ -90,16 +137,17 @@ def read_training(training: Mapping[str, Any] | str | Path) -> dict[str, Any]:
 
     Raises: ValueError if it doesn't hold a list of stages. FileNotFoundError.
     """
-    where, content = "training", training
-    if not isinstance(training, Mapping):
-        where, content = str(training), _json(Path(training))
-    stages = content.get("stages") if isinstance(content, Mapping) else None
-    if not isinstance(stages, Sequence) or not all(isinstance(each, Mapping) and "stage" in each for each in stages):
+    where, content = _opened(training, "training")
+    stages = content.get("stages")
+    if not isinstance(stages, list | tuple) or not all(
+        isinstance(each, Mapping) and "stage" in each for each in stages
+    ):
         raise ValueError(
             f"{where} holds no list `stages` of objects with a `stage`, so it doesn't say how the model was trained. "
             f"Give {TRAINING_FILE} as `d2vpr train` writes it, or leave it out."
         )
-    return without_folders(dict(content))
+    _check(where, content, _TRAINING)
+    return _to_share(where, content)
 
 
 def read_comparisons(
@@ -109,32 +157,24 @@ def read_comparisons(
 
     Args:
         comparisons: as this module describes them, or as `Comparison.to_json` gives them with this model as the
-            first; or paths of either.
+            baseline; or paths of either.
         weight_hash: of the model that they must be of.
 
     Raises: ValueError if one is of other weights, or lacks or has a field that it must or can't. FileNotFoundError.
     """
     found: dict[str, dict[str, Any]] = {}
     for number, each in enumerate(comparisons, start=1):
-        where, content = (f"comparison {number}", each) if isinstance(each, Mapping) else (str(each), _json(Path(each)))
+        where, content = _opened(each, f"comparison {number}")
         if "results" in content and "differences" in content:
+            _check(where, content, _COMPARED)
             content = _from_evaluations(content)
-        _check_fields(where, content, *_COMPARISON)
-        for field, kind in (("counts", Mapping), ("model", Mapping), ("rows", Sequence)):
-            if not isinstance(content[field], kind):
-                raise ValueError(
-                    f"{where}: {field} is a {type(content[field]).__name__}, but it must be "
-                    f"{'a list' if kind is Sequence else 'an object'}. The docstring of hub/records.py shows one."
-                )
-        for place, row in enumerate(content["rows"], start=1):
-            _check_fields(f"{where}, row {place}", row, *_ROW)
-        hash_there = content["model"].get("weight_hash")
-        if hash_there != weight_hash:
+        _check(where, content, _COMPARISON)
+        if (hash_there := content["model"]["weight_hash"]) != weight_hash:
             raise ValueError(
-                f"{where} is of the weights {str(hash_there)[:8]}, but the model to release has the weights "
+                f"{where} is of the weights {hash_there[:8]}, but the model to release has the weights "
                 f"{weight_hash[:8]}. Compare this model, or leave the comparison out."
             )
-        found[_free_name(str(content["name"]), found)] = without_folders(dict(content))
+        found[_free_name(content["name"], found)] = _to_share(where, content)
     return found
 
 
@@ -144,22 +184,18 @@ def read_about(about: Mapping[str, Any] | str | Path) -> dict[str, Any]:
     `not_this` and `credits` are lists of sentences; `data_sources` is a list of {name, terms, files, files_sha256,
     url, use}; `teacher` is {name, terms, url, use}; `retrain` is {command, seeds, commit, steps}. All are optional.
 
-    Raises: ValueError for a field that isn't known or lacks a part. FileNotFoundError.
+    Raises: ValueError for a field that isn't known, lacks a part, is of another type, or whose link isn't to a web
+        page. FileNotFoundError.
     """
-    where, content = ("about", about) if isinstance(about, Mapping) else (str(about), _json(Path(about)))
-    _check_fields(where, content, (), tuple(_ABOUT))
-    for field, parts in _ABOUT.items():
-        entries = content.get(field, [])
-        if field in ("teacher", "retrain"):
-            entries = [entries] if field in content else []
-        if not isinstance(entries, list | tuple):
-            raise ValueError(f"{where}: {field} is a {type(entries).__name__}, but it must be a list.")
-        for number, entry in enumerate(entries, start=1):
-            if parts is not None:
-                _check_fields(f"{where}: {field}, entry {number}", entry, *parts)
-            elif not isinstance(entry, str):
-                raise ValueError(f"{where}: {field}, entry {number} is {entry!r}, but it must be a sentence.")
-    return without_folders(dict(content))
+    where, content = _opened(about, "about")
+    _check(where, content, _ABOUT)
+    for entry in [*(content.get("data_sources") or ()), content.get("teacher") or {}]:
+        if (url := entry.get("url")) and not _URL.fullmatch(url):
+            raise ValueError(
+                f"{where}: the url of {entry['name']} is {url!r}, but it must begin with https:// or http:// and hold "
+                "no brackets, quotes or spaces. Write those as %20 and the like."
+            )
+    return _to_share(where, content)
 
 
 def _from_evaluations(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,12 +229,37 @@ def _from_evaluations(content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_fields(where: str, content: Any, needed: Sequence[str], optional: Sequence[str]) -> None:
-    """Refuses what is no object with these fields; names all that it may have."""
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{where} is a {type(content).__name__}, but it must be an object. Write it as one.")
+def _check(where: str, value: Any, form: Any) -> None:
+    """Refuses a value that isn't of its form, with the place where it differs."""
+    if isinstance(form, tuple):
+        *others, form = form
+        for each in others:
+            with suppress(ValueError):
+                return _check(where, value, each)
+    if isinstance(form, dict):
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{where} is a {type(value).__name__}, but it must be an object. Write it as one.")
+        _check_names(where, value, form)
+        for name, each in value.items():
+            optional = f"{name}?" in form
+            if not (optional and each is None):
+                _check(f"{where}: {name}", each, form[f"{name}?"] if optional else form.get(name, form.get("*")))
+    elif isinstance(form, list):
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{where} is a {type(value).__name__}, but it must be a list.")
+        for number, each in enumerate(value, start=1):
+            _check(f"{where}, entry {number}", each, form[0])
+    elif form is not None:
+        fits = isinstance(value, int | float if form is float else form) and not isinstance(value, bool)
+        if not fits or (form is float and not math.isfinite(value)):
+            raise ValueError(f"{where} is {str(value)[:60]!r}, but it must be {_KINDS[form]}.")
+
+
+def _check_names(where: str, content: Mapping[str, Any], form: Mapping[str, Any]) -> None:
+    needed = [name for name in form if name != "*" and not name.endswith("?")]
+    optional = [name[:-1] for name in form if name.endswith("?")]
     missing = [name for name in needed if name not in content]
-    unknown = [name for name in content if name not in (*needed, *optional)]
+    unknown = [] if "*" in form else [str(name) for name in content if name not in (*needed, *optional)]
     if missing or unknown:
         found = "; ".join(
             f"{verb} {', '.join(names)}" for verb, names in (("lacks", missing), ("has unknown", unknown)) if names
@@ -206,6 +267,24 @@ def _check_fields(where: str, content: Any, needed: Sequence[str], optional: Seq
         raise ValueError(
             f"{where} {found}. It must have {', '.join(needed) or 'nothing'} and may have {', '.join(optional)}."
         )
+
+
+def _to_share(where: str, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without this machine's folders, if none of its texts links to anything but web pages and files."""
+    for text in _texts(content):
+        for target in _MARKDOWN_LINK.findall(text):
+            scheme = re.match(r"[A-Za-z][\w+.-]*(?=:)", target)
+            if scheme and scheme[0].lower() not in ("http", "https", "mailto"):
+                raise ValueError(f"{where} links to {target[:60]!r}, but a card links to web pages alone. Take it out.")
+    return without_folders(dict(content))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(each)
 
 
 def without_folders(value: Any) -> Any:
@@ -219,36 +298,38 @@ def without_folders(value: Any) -> Any:
     return value
 
 
-def _missing(content: Mapping[str, Any]) -> list[str]:
-    """What a card needs of an evaluation and doesn't find."""
-    whole = [name for name in _NEEDED if name not in content]
-    parts = [
-        f"{name}.{part}"
-        for name, wanted in _NEEDED.items()
-        for part in wanted
-        if name in content and not (isinstance(content[name], Mapping) and part in content[name])
-    ]
-    return whole + parts
+def _missing(content: Mapping[str, Any], form: Mapping[str, Any], where: str = "") -> list[str]:
+    """Names of what a record must hold and doesn't, within its parts too."""
+    found: list[str] = []
+    for name, part in form.items():
+        if name == "*" or name.endswith("?"):
+            continue
+        if name not in content:
+            found.append(where + name)
+        elif isinstance(part, dict):
+            inside = content[name] if isinstance(content[name], Mapping) else {}
+            found += _missing(inside, part, f"{where}{name}.")
+    return found
 
 
-def _opened(evaluation: Evaluation | Mapping[str, Any] | str | Path, number: int) -> tuple[str, Mapping[str, Any]]:
-    """What to call an evaluation in an error, and its JSON."""
-    if isinstance(evaluation, Evaluation):
-        return f"evaluation {number} ({evaluation.protocol.name})", evaluation.to_json()
-    if isinstance(evaluation, Mapping):
-        return f"evaluation {number}", evaluation
-    path = Path(evaluation)
+def _opened(record: Any, name: str) -> tuple[str, Mapping[str, Any]]:
+    """What to call a record in an error, and its JSON."""
+    if isinstance(record, Evaluation):
+        return f"{name} ({record.protocol.name})", record.to_json()
+    if isinstance(record, Mapping):
+        return name, record
+    path = Path(record)
     path = path / RESULTS_FILE if path.is_dir() else path
     return str(path), _json(path)
 
 
 def _json(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no {path}. Give the path of a file that is there.") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}). Give the file as it was written.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} isn't valid JSON ({error}). Give the file as it was written.") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, but a JSON object was expected.")
     return content
