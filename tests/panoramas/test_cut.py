@@ -107,6 +107,64 @@ def test_what_cannot_be_named_or_cut_is_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def with_xmp(path, *, attributes="", elements=""):
+    """The JPEG with an XMP packet, as panorama programs write it, either way that XMP allows."""
+    packet = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description '
+        f'xmlns:GPano="http://ns.google.com/photos/1.0/panorama/" {attributes}>{elements}</rdf:Description></rdf:RDF>'
+        "</x:xmpmeta>"
+    )
+    content = b"http://ns.adobe.com/xap/1.0/\0" + packet.encode()
+    data = path.read_bytes()
+    path.write_bytes(data[:2] + b"\xff\xe1" + (len(content) + 2).to_bytes(2) + content + data[2:])
+    return path
+
+
+@pytest.mark.parametrize(
+    "xmp",
+    [
+        {"attributes": 'GPano:PoseHeadingDegrees="90.0"'},
+        {"elements": "<GPano:PoseHeadingDegrees>90</GPano:PoseHeadingDegrees>"},
+    ],
+)
+def test_headings_count_from_north_where_the_panorama_says_where_its_middle_looks(xmp, tmp_path):
+    path = with_xmp(write_panorama(tmp_path / "p.jpg"), **xmp)
+    views = cut_panoramas(path, tmp_path / "out", headings=8, field_deg=30, height=24, width=32, progress=False)
+    assert [int(view.name.split("@")[9]) for view in views.paths] == list(range(0, 360, 45))
+    for view in views.paths:
+        # The middle column, 180 degrees from the left edge, looks east.
+        from_left = (int(view.name.split("@")[9]) - 90 + 180) % 360
+        if from_left:
+            middle = np.asarray(open_image(view))[10:14, 14:18, 0].mean()
+            assert middle == pytest.approx(255 * from_left / 360, abs=4)
+
+
+def test_a_heading_that_is_no_number_counts_for_nothing(tmp_path):
+    plain = write_panorama(tmp_path / "p.jpg")
+    expected = cut_panoramas(plain, tmp_path / "plain", headings=2, height=8, width=16, progress=False)
+    for number, value in enumerate(("nan", "north", "", "1e400", "-..")):
+        path = with_xmp(
+            write_panorama(tmp_path / f"{number}" / "p.jpg"), attributes=f'GPano:PoseHeadingDegrees="{value}"'
+        )
+        views = cut_panoramas(path, tmp_path / f"out{number}", headings=2, height=8, width=16, progress=False)
+        assert [view.read_bytes() for view in views.paths] == [view.read_bytes() for view in expected.paths]
+
+
+def test_a_part_of_a_sphere_is_refused_and_the_whole_is_not(tmp_path):
+    def panorama(name, width, height):
+        area = f'GPano:CroppedAreaImageWidthPixels="{width}" GPano:CroppedAreaImageHeightPixels="{height}"'
+        full = 'GPano:FullPanoWidthPixels="8000" GPano:FullPanoHeightPixels="4000"'
+        return with_xmp(write_panorama(tmp_path / "in" / name), attributes=f"{area} {full}")
+
+    panorama("part.jpg", 4000, 2000)
+    panorama("whole.jpg", 8000, 4000)
+    views = cut_panoramas(tmp_path / "in", tmp_path / "out", headings=1, height=8, width=16, progress=False)
+    assert [path.name.split("@")[7] for path in views.paths] == ["whole"]
+    assert [reason for _, reason in views.skipped] == [
+        "180 x 90 degrees of a sphere by its own account (GPano), but views need all 360 x 180"
+    ]
+
+
 def test_a_panorama_is_twice_as_wide_as_high(tmp_path):
     pixels = open_panorama(write_panorama(tmp_path / "p.png"))
     assert pixels.shape == (3, 64, 128)

@@ -12,8 +12,8 @@ Cuts ordinary views out of 360-degree panoramas (equirectangular images), all ar
   d2vpr cut my_panoramas views --headings 8 --field-deg 90 --size 480 640
 
 A view's name says where the panorama was taken (from its own name or EXIF GPS; blank where neither says) and where
-the view looks, so that `d2vpr index` and `d2vpr evaluate` read its place. Headings count clockwise from the panorama's
-centre column."""
+the view looks, so that `d2vpr index` and `d2vpr evaluate` read its place. Headings count clockwise from north where the
+panorama says where its middle looks (GPano:PoseHeadingDegrees), and else from its centre column."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:

@@ -1,6 +1,7 @@
 """Opens equirectangular panoramas, and writes views of them under the benchmarks' names."""
 
 import io
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +23,8 @@ from .views import cut_views
 JPEG_QUALITY = 90
 # Some programs are a row off.
 _PIXELS_OFF = 2
+# Numbers of a panorama's XMP packet, as attributes or as elements.
+_GPANO = re.compile(rb"""GPano:(\w+)(?:\s*=\s*["']|>)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*["'<]""")
 
 
 @dataclass(frozen=True)
@@ -40,14 +43,31 @@ class WrittenViews:
 def open_panorama(path: str | Path) -> torch.Tensor:
     """(3, height, width) uint8 of an equirectangular image.
 
-    Raises: UnreadableImage if it can't be opened or isn't twice as wide as high.
+    Raises: UnreadableImage if it can't be opened, isn't twice as wide as high, or says that it is a part of a sphere.
     """
     image = open_image(path)
     if abs(image.width - 2 * image.height) > _PIXELS_OFF:
         raise UnreadableImage(
             path, f"{image.width} x {image.height} pixels, but an equirectangular panorama is twice as wide as high"
         )
+    said = _read_gpano(path)
+    degrees = []
+    for side, whole in (("Width", 360), ("Height", 180)):
+        shown, full = (said.get(f"{name}{side}Pixels", 0.0) for name in ("CroppedAreaImage", "FullPano"))
+        degrees.append(whole * (shown / full if 0 < shown < 0.99 * full else 1))
+    if degrees != [360, 180]:
+        raise UnreadableImage(
+            path,
+            "{:.0f} x {:.0f} degrees of a sphere by its own account (GPano), but views need all 360 x 180".format(
+                *degrees
+            ),
+        )
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _read_gpano(path: str | Path) -> dict[str, float]:
+    """What the panorama's XMP packet says of its sphere, in numbers."""
+    return {name.decode(): float(number) for name, number in _GPANO.findall(read_exif(path).xmp)}
 
 
 def cut_panoramas(
@@ -65,8 +85,9 @@ def cut_panoramas(
     """Writes JPEG views of panoramas, evenly spread in heading, under the benchmarks' names.
 
     A name holds where the panorama was taken, if its own name or EXIF says so, the name of its file as the panorama's,
-    heading and pitch in whole degrees, and when it was taken. Headings count clockwise from the panorama's centre
-    column. The views of a panorama in a subfolder lie in one of the same name.
+    heading and pitch in whole degrees, and when it was taken. Headings count clockwise from north where the panorama
+    says where its centre column looks (GPano:PoseHeadingDegrees), and else from that column. The views of a panorama
+    in a subfolder lie in one of the same name.
 
     Args:
         source: a panorama, or a folder of them, searched with its subfolders.
@@ -98,7 +119,10 @@ def cut_panoramas(
         named = {path_to_text(path): path for path in panoramas}
         for text, panorama in open_all(named, open_panorama, skipped, progress=progress):
             path = named[text]
-            views = cut_views(panorama.to(device), turns, pitch_deg, 0.0, field_deg, height=height, width=width)
+            middle = _read_gpano(path).get("PoseHeadingDegrees", 0.0)
+            views = cut_views(
+                panorama.to(device), turns - middle, pitch_deg, 0.0, field_deg, height=height, width=width
+            )
             folder = out / path.parent.relative_to(root)
             names = [folder / name for name in _name_views(path, turns.tolist(), pitch_deg)]
             write_views(names, as_images(views), pool)

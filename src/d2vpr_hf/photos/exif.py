@@ -27,12 +27,14 @@ class Exif:
         orientation: 1 to 8; 1 is upright.
         latitude, longitude: degrees; nan where they aren't known. What cameras write before they know, 0 N 0 E, isn't.
         time: when it was taken, as YYYYMMDD_hhmmss; empty where it isn't known.
+        xmp: the XMP packet beside it, in which programs write what EXIF has no tag for.
     """
 
     orientation: int = 1
     latitude: float = math.nan
     longitude: float = math.nan
     time: str = ""
+    xmp: bytes = b""
 
     @classmethod
     def of(cls, data: bytes, xmp: bytes = b"") -> "Exif":
@@ -53,7 +55,7 @@ class Exif:
             latitude = longitude = math.nan
         found = _MOMENT.match(str(detail.get(_ORIGINAL) or main.get(_DATE_TIME)))
         time = "{}{}{}_{}{}{}".format(*found.groups()) if found else ""
-        return cls(orientation if orientation in range(1, 9) else 1, latitude, longitude, time)
+        return cls(orientation if orientation in range(1, 9) else 1, latitude, longitude, time, xmp)
 
 
 def _degrees(gps: dict[int, Any], tag: int, letters: str, most: int) -> float:

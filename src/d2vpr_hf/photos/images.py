@@ -51,6 +51,7 @@ _HARMLESS_BYTES = 8
 _MOST_CHUNKS, _MOST_PAGES = 200_000, 100
 _DEFLATE = ("tiff_adobe_deflate", "tiff_deflate")
 _IDENTIFIER = b"\x89PNG\r\n\x1a\n"
+_XMP = re.compile(rb"<x:xmpmeta.{,65536}?</x:xmpmeta>", re.DOTALL)
 _FILE_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -150,12 +151,14 @@ def read_exif(path: str | Path) -> Exif:
 
 def _exif_of_others(data: bytes, path: str | Path) -> Exif:
     """What is written in a file of another format than JPEG."""
+    packet = _XMP.search(data)  # found wherever it lies
+    xmp = packet[0] if packet else b""
     if data[:4] in (b"II*\0", b"MM\0*"):
-        return Exif.of(data)
+        return Exif.of(data, xmp)
     if data.startswith(_IDENTIFIER):  # some programs write it after the picture
         for kind, content, _ in _png_chunks(data):
             if kind == b"eXIf":
-                return Exif.of(bytes(content))
+                return Exif.of(bytes(content), xmp)
     return _exif_of(_read_header(data, path))
 
 
