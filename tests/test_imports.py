@@ -10,14 +10,14 @@ import d2vpr_hf
 PACKAGE = Path(d2vpr_hf.__file__).parent
 # From the top down. What stands on one line doesn't know the others of its line.
 ORDER = (
-    ("cli",),
+    ("cli", "__main__"),
     ("hub", "reports"),
     ("training",),
     ("evaluation",),
     ("protocols",),
-    ("retrieval", "panoramas"),
+    ("retrieval", "panoramas", "town"),
     ("photos",),
-    ("models", "town"),
+    ("models",),
     ("cores", "files", "messages", "version"),
 )
 LEVEL = {part: level for level, line in enumerate(ORDER) for part in line}

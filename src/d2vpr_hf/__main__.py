@@ -1,5 +1,8 @@
 """`python -m d2vpr_hf`, for where the command `d2vpr` isn't on the path."""
 
+import sys
+
 from .cli.main import main
 
-raise SystemExit(main())
+if __name__ == "__main__":
+    sys.exit(main())
