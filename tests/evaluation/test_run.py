@@ -91,7 +91,8 @@ def test_two_folders_with_listed_positives(folders, run):
     protocol = folder_protocol(folders / "database", folders / "queries", positives=folders / "positives.json")
     # Database in the order of names: blue, green, red, sky. Queries: day/blue, day/green, day/red, night/red.
     assert [each.tolist() for each in protocol.positives] == [[], [1], [2], [1, 2]]
-    result = run(protocol, ks=(1, 2, 10))
+    result = run(protocol, ks=(1, 2, 10, 1_000_000_000))
+    assert result.recall.pop(1_000_000_000) == 3 / 4  # as many as there are
     # day/green and day/red are right at once, day/blue has no positives, night/red finds the sky first; green, which
     # shares the sky's green, comes second and is a positive: 2/4, then 3/4.
     assert result.recall == {1: 2 / 4, 2: 3 / 4, 10: 3 / 4}

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import note, open_embedder, whole_number
+from .options import note, open_embedder, print_json, whole_number
 from .parser import CommandParser, UsageError, add_command
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> int:
         content = json.dumps(result, indent=2, ensure_ascii=False)
         saved = replace_file(Path(options.save) / RESULT_FILE, content)
     if options.json:
-        print(json.dumps(result, indent=2, ensure_ascii=False))
+        print_json(result)
         return 0
     print(_table(result).text())
     for line in _remarks(result):

@@ -1,9 +1,8 @@
 """`d2vpr cut`: perspective views of 360-degree panoramas, under the benchmarks' names."""
 
 import argparse
-import json
 
-from .options import positive_number, report_skipped, skipped_json, whole_number
+from .options import positive_number, print_json, report_skipped, skipped_json, whole_number
 from .parser import CommandParser, add_command
 
 DESCRIPTION = """\
@@ -76,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
     report_skipped(views.skipped)
     if options.json:
         paths = [path_to_text(path) for path in views.paths]
-        print(json.dumps({"views": paths, "skipped": skipped_json(views.skipped)}, indent=2, ensure_ascii=False))
+        print_json({"views": paths, "skipped": skipped_json(views.skipped)})
     else:
         count = len(views.paths) // options.headings
         panoramas = f"{count} panorama{'s' if count != 1 else ''}"

@@ -1,10 +1,17 @@
 """`d2vpr demo`: the whole way from photos to places, on a town that is drawn or on one's own photos."""
 
 import argparse
-import json
 from pathlib import Path
 
-from .options import add_model_options, embedding_settings, note, open_embedder, quieten_transformers, report_skipped
+from .options import (
+    add_model_options,
+    embedding_settings,
+    note,
+    open_embedder,
+    print_json,
+    quieten_transformers,
+    report_skipped,
+)
 from .parser import CommandParser, add_command
 
 FIRST_LINE = "This is d2vpr-small, this project's own small model. It isn't the published D²-VPR."
@@ -80,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
     report_skipped(result.skipped)
     if options.json:
         made = {"model": {"name": embedder.name}, "notes": notes}
-        print(json.dumps(made | result.to_json(), indent=2, ensure_ascii=False))
+        print_json(made | result.to_json())
         return 0
     print(f"{result.queries} photos located among {result.places} others in {result.seconds:.0f} s.\n")
     for table in result.tables():

@@ -1,13 +1,20 @@
 """`d2vpr evaluate`: how often is the right place among the first answers?"""
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import add_model_options, embedding_settings, open_embedder, positive_number, report_skipped, whole_number
+from .options import (
+    add_model_options,
+    embedding_settings,
+    open_embedder,
+    positive_number,
+    print_json,
+    report_skipped,
+    whole_number,
+)
 from .parser import CommandParser, UsageError, add_command
 
 if TYPE_CHECKING:
@@ -171,7 +178,7 @@ def _show(
 ) -> None:
     """Prints a result: as JSON, or its table with what must be known and the files that were written."""
     if options.json:
-        print(json.dumps(result, indent=2, ensure_ascii=False, allow_nan=False))
+        print_json(result)
     else:
         print("\n".join([table, *remarks, *(f"written: {path}" for path in saved)]))
 
@@ -192,7 +199,7 @@ def _list_protocols(options: argparse.Namespace) -> int:
     rows = [[record.id, record.title, words(record.database), words(record.queries)] for record in PROTOCOLS]
     if options.json:
         named = [dict(zip(("id", "title", "database", "queries"), row, strict=True)) for row in rows]
-        print(json.dumps(named, indent=2))
+        print_json(named)
     else:
         print(Table(["protocol", "set", "database", "queries"], rows).text())
     return 0

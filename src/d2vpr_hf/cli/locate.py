@@ -1,6 +1,8 @@
 """`d2vpr locate`: where was this photo taken?"""
 
 import argparse
+import sys
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +13,7 @@ from .options import (
     add_json_option,
     add_model_options,
     embedding_settings,
+    note,
     open_embedder,
     positive_number,
     print_json,
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
 
 # Metres within which two places count as the same, as in the benchmarks.
 SAME_PLACE_M = 25.0
+# Of a picture's name before what it shows: with that, and while it is written, it stays below the 255 of any disk.
+_NAME_BYTES = 200
 
 DESCRIPTION = """\
 Tells where photos were taken, by the most similar photos of an index.
@@ -76,6 +81,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         "--out", metavar="DIR", default="results", help="folder of the pictures that are made (default: results)"
     )
     group.add_argument("--regions", action="store_true", help="draw the 13 regions that the model reads, too")
+    group.add_argument("--no-pictures", action="store_true", help="make none (default: one of each photo's matches)")
     add_json_option(group)
     add_model_options(parser, default=None, default_words="the one that made the index", dim_words="the index's")
     return parser
@@ -84,6 +90,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 def run(options: argparse.Namespace) -> int:
     if (options.near is None) != (options.radius_m is None):
         raise UsageError("--near LAT LON and --radius-m R go together. Give both, or neither.")
+    if options.regions and options.no_pictures:
+        raise UsageError("--regions draws a picture, and --no-pictures none. Leave one of them out.")
     paths = _photo_paths(options.photos)
     from ..retrieval.index import PlaceIndex
 
@@ -92,41 +100,51 @@ def run(options: argparse.Namespace) -> int:
     embedder = open_embedder(
         options.model or index.model_name, options.dim, usual_dim=index.dim, **embedding_settings(options)
     )
+    if options.regions and embedder.model.config.model_type != "d2vpr":
+        raise UsageError(
+            f"--regions: a {embedder.model.config.model_type} model has no deformed regions. Leave --regions out, or "
+            "use a d2vpr model."
+        )
     from ..retrieval.locate import locate
 
     descriptors = embedder.embed(paths, progress=len(paths) > options.batch_size)
     report_skipped(descriptors.skipped)
     if not descriptors.paths:
         return 1
+    k = min(options.k, len(index))
     answers = locate(
         descriptors,
         index,
-        k=options.k,
+        k=k,
         same_place_m=SAME_PLACE_M,
         threshold=options.threshold,
         near=options.near and tuple(options.near),
         radius_m=options.radius_m,
         exclude=excluded,
     )
-    pictures = _draw(answers, options, embedder)
+    pictures = [{}] * len(answers) if options.no_pictures else _picture_paths(answers, options)
     rule = f"{options.threshold:g}, as given" if options.threshold is not None else index.threshold.rule
     if options.json:
         result = {
-            "answers": [asdict(answer) | drawn for answer, drawn in zip(answers, pictures, strict=True)],
+            "answers": [asdict(answer) | paths for answer, paths in zip(answers, pictures, strict=True)],
             "confidence_rule": f"share of the matches, each counting 1 / rank, within {SAME_PLACE_M:g} m of the best",
             "threshold_rule": rule,
             "skipped": skipped_json(descriptors.skipped),
         }
         print_json(result)
-        return 0
-    for answer, drawn in zip(answers, pictures, strict=True):
-        print("\n".join(_lines(answer, drawn)), end="\n\n")
-    if any(answer.confidence is not None for answer in answers):
-        print(
-            f"confidence: share of the {options.k} best matches, each counting 1 / rank, that lie within "
-            f"{SAME_PLACE_M:g} m of the best"
-        )
-    print(_threshold_words(answers[0].threshold, rule))
+    else:
+        for answer, paths in zip(answers, pictures, strict=True):
+            print("\n".join(_lines(answer, paths)), end="\n\n")
+        if any(answer.confidence is not None for answer in answers):
+            print(
+                f"confidence: share of the {k} best matches, each counting 1 / rank, that lie within "
+                f"{SAME_PLACE_M:g} m of the best"
+            )
+        print(_threshold_words(answers[0].threshold, rule))
+    # The answers are out before anything is drawn, which may fail.
+    sys.stdout.flush()
+    if not options.no_pictures:
+        _draw(answers, pictures, embedder)
     return 0
 
 
@@ -171,18 +189,42 @@ def _excluded_ids(places: "pd.DataFrame", names: Sequence[str]) -> "np.ndarray |
     return np.unique(np.concatenate([by_name[name] for name in names]))
 
 
-def _draw(answers: "Sequence[Answer]", options: argparse.Namespace, embedder: "Embedder") -> list[dict[str, str]]:
-    """Writes the pictures of every answer; returns their paths, by kind."""
+def _picture_paths(answers: "Sequence[Answer]", options: argparse.Namespace) -> list[dict[str, str]]:
+    """Where the pictures of every answer will lie, by kind: names that no disk refuses and no two photos share."""
     from ..files import text_to_path
+    from ..reports.pictures import shorten
+
+    taken: set[str] = set()
+    numbers: dict[str, int] = {}
+    paths = []
+    for answer in answers:
+        stem = text_to_path(answer.query).stem.encode("utf-8", "replace").decode().replace("?", "_")
+        lengths = range(len(stem), 0, -1)
+        stem = next(short for each in lengths if len((short := shorten(stem, each)).encode()) <= _NAME_BYTES)
+        # Some disks take names for the same that differ in case or in how an accent is written.
+        alike = unicodedata.normalize("NFC", stem).casefold()
+        name, number = stem, numbers.get(alike, 1)
+        while unicodedata.normalize("NFC", name).casefold() in taken:
+            number += 1
+            name = f"{stem}-{number}"
+        numbers[alike] = number
+        taken.add(unicodedata.normalize("NFC", name).casefold())
+        kinds = {"picture": "matches"} | ({"regions_picture": "regions"} if options.regions else {})
+        paths.append({kind: str(Path(options.out) / f"{name}-{what}.jpg") for kind, what in kinds.items()})
+    return paths
+
+
+def _draw(answers: "Sequence[Answer]", pictures: list[dict[str, str]], embedder: "Embedder") -> None:
+    """Writes the pictures of every answer; a photo that is gone meanwhile is left out, with its reason."""
+    from ..files import text_to_path
+    from ..photos.images import UnreadableImage
     from ..photos.positions import Positions
     from ..reports.pages import write_picture
-    from ..reports.pictures import matches_picture, regions_picture
+    from ..reports.pictures import matches_picture, region_boxes, regions_picture
 
     photos = [text_to_path(answer.query) for answer in answers]
     own = Positions.from_photos(photos)
-    drawn: list[dict[str, str]] = []
-    for answer, photo, name, row in zip(answers, photos, _picture_names(photos), range(len(photos)), strict=True):
-        folder = Path(options.out)
+    for row, (answer, photo, paths) in enumerate(zip(answers, photos, pictures, strict=True)):
         picture = matches_picture(
             photo,
             _matches(answer, own[[row]]),
@@ -190,25 +232,14 @@ def _draw(answers: "Sequence[Answer]", options: argparse.Namespace, embedder: "E
             query_name=photo.name,
             query_note=_own_note(own, row),
         )
-        paths = {"picture": str(write_picture(folder / f"{name}-matches.jpg", picture))}
-        if options.regions:
-            regions = regions_picture(
-                photo, _region_boxes(photo, embedder), title=f"{photo.name}: the regions that the model reads"
-            )
-            paths["regions_picture"] = str(write_picture(folder / f"{name}-regions.jpg", regions))
-        drawn.append(paths)
-    return drawn
-
-
-def _picture_names(photos: Sequence[Path]) -> list[str]:
-    """A name for each photo's pictures; photos of one name from several folders get a number."""
-    seen: dict[str, int] = {}
-    names: list[str] = []
-    for photo in photos:
-        stem = photo.stem.encode("utf-8", "replace").decode()
-        seen[stem] = seen.get(stem, 0) + 1
-        names.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
-    return names
+        write_picture(paths["picture"], picture)
+        if "regions_picture" in paths:
+            try:
+                title = f"{photo.name}: the regions that the model reads"
+                regions = regions_picture(photo, region_boxes(photo, embedder), title=title)
+                write_picture(paths["regions_picture"], regions)
+            except UnreadableImage as error:
+                note(f"no picture of the regions of {photo.name}: {error.reason}")
 
 
 def _matches(answer: "Answer", own: "Positions") -> "list[Match]":
@@ -229,24 +260,6 @@ def _matches(answer: "Answer", own: "Positions") -> "list[Match]":
     return matches
 
 
-def _region_boxes(photo: Path, embedder: "Embedder") -> "np.ndarray":
-    """(13, 4) where the model's regions lie on one photo."""
-    import torch
-
-    from ..photos.images import open_image
-
-    with torch.no_grad():
-        device = next(embedder.model.parameters()).device
-        inputs = embedder.processor(open_image(photo), return_tensors="pt").to(device)
-        boxes = getattr(embedder.model.float()(**inputs), "region_boxes", None)
-    if boxes is None:
-        raise UsageError(
-            f"--regions: a {embedder.model.config.model_type} model has no deformed regions. Leave --regions out, or "
-            "use a d2vpr model."
-        )
-    return boxes[0].cpu().numpy()
-
-
 def _title(answer: "Answer") -> str:
     from ..reports.pictures import format_degrees
 
@@ -265,7 +278,7 @@ def _own_note(own: "Positions", row: int) -> str:
     return f"taken at {latitude:.5f}, {longitude:.5f}" if latitude == latitude else ""
 
 
-def _lines(answer: "Answer", drawn: dict[str, str]) -> list[str]:
+def _lines(answer: "Answer", pictures: dict[str, str]) -> list[str]:
     """The answer for a terminal."""
     name = Path(answer.query).name
     if answer.score is None:
@@ -275,10 +288,8 @@ def _lines(answer: "Answer", drawn: dict[str, str]) -> list[str]:
     if answer.in_map and answer.latitude is not None:
         lines.append("  confidence  " + ("unknown" if answer.confidence is None else f"{answer.confidence:.2f}"))
     lines.append(f"  best match  {Path(best['path']).name} (score {best['score']:.3f})")
-    lines.append(f"  picture     {drawn['picture']}")
-    if "regions_picture" in drawn:
-        lines.append(f"  regions     {drawn['regions_picture']}")
-    return lines
+    names = {"picture": "picture", "regions_picture": "regions"}
+    return lines + [f"  {names[kind]:11} {path}" for kind, path in pictures.items()]
 
 
 def _threshold_words(threshold: float | None, rule: str) -> str:

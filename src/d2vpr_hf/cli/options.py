@@ -150,7 +150,9 @@ def note(text: str) -> None:
 
 def print_json(result: Any) -> None:
     """The result for programs."""
-    print(json.dumps(result, indent=2, ensure_ascii=False))
+    # Where the terminal can't show a name, its escapes must be those of JSON.
+    unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    print(json.dumps(result, indent=2, ensure_ascii=not unicode))
 
 
 def report_skipped(skipped: Sequence[tuple[str, str]]) -> None:
