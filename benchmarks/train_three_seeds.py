@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options = parser.parse_args()
     runs = {seed: train_on_town(Path(options.out) / str(seed), seed=seed) for seed in options.seeds}
-    recall = {seed: {name: run.recall(name) for name in run.evaluations} for seed, run in runs.items()}
+    recall = {seed: {name: each.recall[1] for name, each in run.evaluations.items()} for seed, run in runs.items()}
     means = {name: statistics.fmean(each[name] for each in recall.values()) for name in next(iter(recall.values()))}
     holds = {f"{better} > {worse}": means[better] > means[worse] for better, worse in ORDERS}
     if options.json:

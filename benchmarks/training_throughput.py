@@ -65,11 +65,8 @@ def measure(options: argparse.Namespace) -> dict:
         training = read_training_places(work)
         sampler = PlaceSampler(training.places, places_per_batch=options.places, images_per_place=options.images)
         transform = TrainingTransform(D2VprImageProcessor(), augmentation=options.augmentation)
-        chosen = {name: getattr(options, name) for name in ("workers", "batches_ahead", "niceness")}
-        loader = training_loader(
-            TrainingImages(training, transform), sampler, pin_memory=device.type == "cuda",
-            **{name: value for name, value in chosen.items() if value is not None},
-        )  # fmt: skip
+        images, on_cuda = TrainingImages(training, transform), device.type == "cuda"
+        loader = training_loader(images, sampler, workers=options.workers, pin_memory=on_cuda)
         ready = next(iter(loader))
 
         def load() -> None:
@@ -124,9 +121,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=640, help="of the photos, in pixels (default: 640)")
     parser.add_argument("--height", type=int, default=480, help="of the photos, in pixels (default: 480)")
     parser.add_argument("--augmentation", choices=AUGMENTATIONS, default="randaugment", help="(default: randaugment)")
-    parser.add_argument("--workers", type=int, help="processes that load (default: the loader's)")
-    parser.add_argument("--batches-ahead", type=int, help="of each worker (default: the loader's)")
-    parser.add_argument("--niceness", type=int, help="of the workers (default: the loader's)")
+    parser.add_argument("--workers", type=int, default=2, help="processes that load (default: 2)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     options = parser.parse_args()

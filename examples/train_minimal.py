@@ -23,7 +23,7 @@ from d2vpr_hf.protocols.places import read_training_places
 from d2vpr_hf.training.data.batches import TrainingImages, training_loader
 from d2vpr_hf.training.data.sampler import PlaceSampler
 from d2vpr_hf.training.data.transform import TrainingTransform
-from d2vpr_hf.training.losses import DistillationLoss, MultiSimilarity, gather_labels, gather_with_gradient
+from d2vpr_hf.training.losses import DistillationLoss, MultiSimilarity, gather
 from d2vpr_hf.training.schedule import freeze
 from d2vpr_hf.training.stages import Student
 from d2vpr_hf.training.teachers import open_teacher
@@ -110,7 +110,7 @@ def main() -> None:
                 if stage == "distill":
                     loss = distillation(output.regional, teacher.teach(batch.pixel_values)).loss
                 else:  # over the photos of all processes
-                    loss = places_apart(gather_with_gradient(output.descriptors), gather_labels(batch.places)).loss
+                    loss = places_apart(gather(output.descriptors), gather(batch.places)).loss
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ..messages import percent
-from .options import quieten_transformers
+from .options import add_json_option, quieten_transformers
 from .parser import CommandParser, UsageError, add_command
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         choices=PRESET_NAMES,
         help="published: the recipe of the paper as it was really run (default: default)",
     )
-    group.add_argument("--json", action="store_true", help="print the result as JSON (default: as text)")
+    add_json_option(group)
     _add_keys(parser)
     return parser
 
@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     else:
         result = train(resolve_arguments(values | asked | given, options.config or "the command line"))
     if _is_main_process():
-        _print_result(options, result)
+        print(json.dumps(result.to_json(), indent=2) if options.json else _result_text(result))
     return 0
 
 
@@ -160,20 +160,17 @@ def _read_config(path: str) -> dict[str, Any]:
     return values
 
 
-def _print_result(options: argparse.Namespace, result: "TrainingResult") -> None:
-    if options.json:
-        print(json.dumps(result.to_json(), indent=2))
-        return
-    print(f"{result.checkpoint}: the weights of step {result.best_step} of {result.steps}")
+def _result_text(result: "TrainingResult") -> str:
+    lines = [f"{result.checkpoint}: the weights of step {result.best_step} of {result.steps}"]
     if result.best_recall is not None:
-        print(f"in validation: {result.metric} {percent(result.best_recall)}")
+        lines.append(f"in validation: {result.metric} {percent(result.best_recall)}")
     if result.replaced:
-        print(f"times that another photo stood in for an unreadable one: {result.replaced}")
+        lines.append(f"times that another photo stood in for an unreadable one: {result.replaced}")
+    return "\n".join(lines)
 
 
 def _town_text(town: "TownRun") -> str:
-    lines = [town.table().text(), f"checkpoint: {town.checkpoint}"]
-    return "\n".join([*lines, "A drawn town is no evidence about real streets."])
+    return f"{town.table().text()}\ncheckpoint: {town.checkpoint}\nA drawn town is no evidence about real streets."
 
 
 def _is_main_process() -> bool:

@@ -90,11 +90,6 @@ def keep_freed_memory() -> bool:
 
     Returns: whether the C library knows how; those of other systems do without.
     """
-    if not sys.platform.startswith("linux"):
-        return False
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _TOP_PAD: _GROWS_BY}
-    taken = [mallopt(name, value) for name, value in settings.items()]
-    return all(taken)
+    return mallopt is not None and all(mallopt(name, value) for name, value in settings.items())

@@ -34,6 +34,8 @@ from .trainer import TrainingResult, train
 logger = logging.getLogger(__name__)
 
 OWN_KEYS = ("photos", "stages")
+# A town of the same seed is drawn anew each time; this says that it is whole.
+FINISHED = ".finished"
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,6 @@ class MadePhotos:
 
 # What cuts training places out of a folder of images, by the key that names the folder.
 CUTTERS: dict[str, Callable[..., Path]] = {"panoramas": cut_training_views, "photos": cut_photo_views}
-# A town of the same seed is drawn anew each time; this says that it is whole.
-FINISHED = ".finished"
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from transformers.utils import ModelOutput
 from ..models.d2vpr.backbone_d2vpr import running_statistics_kept
 from .arguments import DistillArguments, FinetuneArguments, TrainingArguments
 from .data.batches import TrainingBatch
-from .losses import DistillationLoss, MultiSimilarity, StudentProjection, gather_labels, gather_with_gradient
+from .losses import DistillationLoss, MultiSimilarity, StudentProjection, gather
 from .targets import Targets
 from .teachers import TeacherOutput
 
@@ -179,7 +179,7 @@ class Finetune:
 
     def compare(self, descriptors: torch.Tensor, places: torch.Tensor) -> dict[str, torch.Tensor]:
         """The loss over the descriptors of all processes, and how many of them it could still learn from."""
-        gathered, places = gather_with_gradient(descriptors), gather_labels(places)
+        gathered, places = gather(descriptors), gather(places)
         # The loss takes a prefix of any length for one of unit length. None is the whole.
         terms = [self.loss(gathered[:, :dim], places) for dim in self.nested_dims]
         mined_share = sum(each.mined_share for each in terms) / len(terms)

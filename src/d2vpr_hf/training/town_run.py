@@ -78,10 +78,6 @@ class TownRun:
     evaluations: dict[str, Evaluation]
     checkpoint: Path
 
-    def recall(self, name: str, k: int = 1) -> float:
-        """A fraction in [0, 1]."""
-        return self.evaluations[name].recall[k]
-
     def table(self) -> Table:
         counts = next(iter(self.evaluations.values())).counts
         caption = f"a town of its own: {counts['queries']} queries, {counts['database']} database photos"
@@ -91,10 +87,7 @@ class TownRun:
     def to_json(self) -> dict[str, Any]:
         return {
             "checkpoint": str(self.checkpoint),
-            "recall": {
-                name: {f"recall@{k}": share for k, share in evaluation.recall.items()}
-                for name, evaluation in self.evaluations.items()
-            },
+            "recall": {name: {f"recall@{k}": each.recall[k] for k in KS} for name, each in self.evaluations.items()},
             "counts": next(iter(self.evaluations.values())).counts,
         }
 
@@ -122,29 +115,25 @@ def train_on_town(folder: str | Path, *, seed: int = 0, sizes: TownSizes | None 
     follows = {"stage": "distill", "model_config": STUDENT, "teacher": str(teacher), "token_weight": 1.0}
     distilled = run_stage("distill", sizes.distill_epochs, **follows)
     finetuned = run_stage("finetune", sizes.finetune_epochs, **FINETUNE, model=str(distilled))
-    run = TownRun({}, finetuned)
+    evaluations = {}
     if state.is_main_process:
-        run = TownRun(
-            measure(root, seed, {"teacher": teacher, "distilled": distilled, "fine-tuned": finetuned}), finetuned
-        )
-        replace_file(root / RESULTS, json.dumps(run.to_json(), indent=2) + "\n")
+        evaluations = measure(root, seed, {"teacher": teacher, "distilled": distilled, "fine-tuned": finetuned})
+        replace_file(root / RESULTS, json.dumps(TownRun(evaluations, finetuned).to_json(), indent=2) + "\n")
     state.wait_for_everyone()
-    return run
+    return TownRun(evaluations, finetuned)
 
 
 def draw_towns(folder: Path, seed: int, sizes: TownSizes) -> None:
     """Four towns that share no place: for the teacher, for the student, for choosing weights, and for measuring."""
     first = FIRST_SEED + 4 * seed
-    size = {"height": 84, "width": 112, "progress": True}
-    make_town(folder / "teacher", sizes.teacher_places, views=4, seed=first, layout="gsv", **size)
-    make_town(folder / "student", sizes.student_places, views=4, seed=first + 1, layout="gsv", **size)
-    for number, name, places, queries in (
-        (2, "validation", sizes.validation_places, sizes.validation_queries),
-        (3, "test", sizes.test_places, sizes.test_queries),
-    ):
-        make_town(
-            folder / name, places, views=4, seed=first + number, layout="plain", queries=queries, easy_queries=0, **size
-        )
+    size = {"views": 4, "height": 84, "width": 112, "progress": True}
+    plain = {"layout": "plain", "easy_queries": 0}
+    chosen = plain | {"queries": sizes.validation_queries}
+    measured = plain | {"queries": sizes.test_queries}
+    make_town(folder / "teacher", sizes.teacher_places, seed=first, layout="gsv", **size)
+    make_town(folder / "student", sizes.student_places, seed=first + 1, layout="gsv", **size)
+    make_town(folder / "validation", sizes.validation_places, seed=first + 2, **chosen, **size)
+    make_town(folder / "test", sizes.test_places, seed=first + 3, **measured, **size)
 
 
 def _train(root: Path, seed: int, places_per_batch: int, name: str, epochs: int, **keys: Any) -> Path:

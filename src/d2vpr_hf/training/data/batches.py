@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ...cores import available_cores
 from ...files import hash_file, text_to_path
 from ...photos.images import UnreadableImage
 from ...protocols.places import TrainingPlaces
@@ -21,6 +20,8 @@ from .sampler import PlaceSampler
 
 # More broken images in a row are no accident, and whoever trains should know at once.
 _MOST_TRIED = 200
+# By how much workers give way, of 19.
+_NICENESS = 10
 
 Transform = Callable[[Image.Image, int], torch.Tensor]
 
@@ -189,13 +190,7 @@ class TrainingImages(Dataset[TrainingImage]):
 
 
 def training_loader(
-    images: TrainingImages,
-    sampler: PlaceSampler,
-    *,
-    workers: int | None = None,
-    batches_ahead: int = 2,
-    niceness: int = 10,
-    pin_memory: bool = False,
+    images: TrainingImages, sampler: PlaceSampler, *, workers: int = 2, pin_memory: bool = False
 ) -> DataLoader:
     """TrainingBatches in the order of the sampler, prepared by worker processes while the step computes.
 
@@ -203,31 +198,20 @@ def training_loader(
     not as copies of this process, so a script that calls this needs `if __name__ == "__main__":` around what it does.
 
     Args:
-        workers: processes that prepare batches, a batch each; 0 prepares them here, between the steps. By default one
-            for each core, 16 at most. They live as long as the loader.
-        batches_ahead: that each worker has ready; all of them lie in shared memory.
-        niceness: by how much the workers give way to the training step where both want the same core, 0 (not at all)
-            to 19.
+        workers: processes that prepare batches, two ahead each; 0 prepares them here, between the steps. They give way
+            to the training step where both want the same core, and live as long as the loader.
         pin_memory: copy the batches to where a GPU fetches them by itself.
-
-    Raises: ValueError if a number is out of range.
     """
-    workers = default_workers() if workers is None else workers
-    if workers < 0 or batches_ahead < 1 or not 0 <= niceness <= 19:
-        raise ValueError(
-            f"training_loader: workers is {workers}, batches_ahead {batches_ahead} and niceness {niceness}, but they "
-            "must be 0 or more, 1 or more, and 0 to 19. Give such numbers."
-        )
     own_processes = {
-        "num_workers": workers,
-        "prefetch_factor": batches_ahead,
+        "prefetch_factor": 2,
         "persistent_workers": True,
         "multiprocessing_context": _context(),
-        "worker_init_fn": _Start(niceness),
+        "worker_init_fn": _start,
     }
     return DataLoader(
         images,
         batch_sampler=sampler,
+        num_workers=workers,
         collate_fn=TrainingBatch.of,
         pin_memory=pin_memory,
         # Without a generator of its own every pass over the loader would draw from the global one.
@@ -236,26 +220,16 @@ def training_loader(
     )
 
 
-def default_workers() -> int:
-    """One for each core that this process may use, 16 at most."""
-    return min(16, available_cores())
-
-
-@dataclass(frozen=True)
-class _Start:
+def _start(worker: int) -> None:
     """What a worker does before its first batch."""
-
-    niceness: int
-
-    def __call__(self, worker: int) -> None:
-        torch.set_num_threads(1)
-        if hasattr(os, "nice"):
-            os.nice(self.niceness)
-        # torch looks at the worker's parent, which is the server that started it: a worker whose trainer was killed
-        # would wait for its next batch for ever.
-        trainer = multiprocessing.parent_process()
-        if trainer is not None:
-            Thread(target=_leave_with, args=(trainer,), daemon=True).start()
+    torch.set_num_threads(1)
+    if hasattr(os, "nice"):
+        os.nice(_NICENESS)
+    # torch looks at the worker's parent, which is the server that started it: a worker whose trainer was killed would
+    # wait for its next batch for ever.
+    trainer = multiprocessing.parent_process()
+    if trainer is not None:
+        Thread(target=_leave_with, args=(trainer,), daemon=True).start()
 
 
 def _leave_with(trainer: BaseProcess) -> None:

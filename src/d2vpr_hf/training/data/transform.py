@@ -37,13 +37,11 @@ class TrainingTransform:
         magnitude: int = 15,
     ) -> None:
         if augmentation not in AUGMENTATIONS:
-            raise ValueError(
-                f"TrainingTransform: augmentation is {augmentation!r}, but must be one of {', '.join(AUGMENTATIONS)}."
-            )
+            raise ValueError(f"augmentation is {augmentation!r}, but must be one of {', '.join(AUGMENTATIONS)}.")
         if operations < 1 or not 0 <= magnitude < BINS:
             raise ValueError(
-                f"TrainingTransform: operations is {operations} and magnitude {magnitude}, but there must be 1 or more "
-                f"operations, of magnitude 0 to {BINS - 1}. For images as they are choose augmentation='none'."
+                f"operations is {operations} and magnitude {magnitude}, but there must be 1 or more operations, of "
+                f"magnitude 0 to {BINS - 1}. For images as they are choose augmentation='none'."
             )
         self.processor, self.augmentation = processor, augmentation
         self.operations, self.magnitude = operations, magnitude
