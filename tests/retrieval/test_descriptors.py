@@ -328,11 +328,11 @@ def test_a_full_disk_leaves_no_half_file(run, photos, tmp_path, monkeypatch):
 def test_parts_are_written_every_1024_rows_and_every_second(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr(parts.time, "monotonic", lambda: now[0])
-    with DescriptorFolder(tmp_path, {"weight_hash": "a"}) as folder, folder.writer() as writer:
+    with DescriptorFolder(tmp_path, {"weight_hash": "a"}) as folder:
         written = []
         for number in range(60):
             keys = made_keys([f"{number}-{row}" for row in range(64)])
-            writer.add(keys, np.full((64, 3), number, np.float32))
+            folder.add(keys, np.full((64, 3), number, np.float32))
             now[0] += 0.01 if number < 40 else 0.6
             written.append(len(list((tmp_path / "parts").glob("*.npy"))))
     # 16 batches of 64 make 1024 rows: parts after batches 15 and 31. From batch 40 on they come 0.6 s apart, so a
@@ -349,8 +349,8 @@ def test_joining_keeps_rows_in_order_across_blocks(tmp_path, monkeypatch):
     order = np.random.default_rng(1).permutation(count)
     with DescriptorFolder(tmp_path, {"weight_hash": "a"}) as folder:
         for start in range(0, count, 9):
-            with folder.writer() as writer:
-                writer.add(keys[range(start, min(start + 9, count))], vectors[start : start + 9])
+            folder.add(keys[range(start, min(start + 9, count))], vectors[start : start + 9])
+            folder.flush()
         assert folder.missing(keys) == []
         folder.finish(keys[order], [], 3)
     found, rows, _ = DescriptorFolder.read_finished(tmp_path)
@@ -465,3 +465,15 @@ def test_a_file_is_known_again_by_one_of_time_and_number():
     for other in ((6, 7, 100, 3), (5, 8, 100, 3), (5, 7, 200, 4)):
         assert not same_file(state, other)
     assert file_states(["there/is/none", "null\0"]).tolist() == [[-1] * 4] * 2
+
+
+@pytest.mark.parametrize("kept", ["part-000007.npy", "part-000007.parquet"])
+def test_half_a_part_is_no_damage(run, photos, tmp_path, caplog, kept):
+    """A run that was killed while it removed its parts leaves one of two files."""
+    run(photos)
+    (tmp_path / "out" / "parts").mkdir()
+    (tmp_path / "out" / "parts" / kept).write_bytes(b"left")
+    assert len(run(photos)) == 12
+    assert run.embedded == 12
+    assert "embedded again" not in caplog.text
+    assert not (tmp_path / "out" / "parts").exists()

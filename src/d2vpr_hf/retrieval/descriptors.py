@@ -11,7 +11,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -257,6 +257,8 @@ class DescriptorFolder:
         self.about = json.loads(json.dumps(about, default=str))  # as it comes back from a file: lists, no tuples
         self._files: list[RowFile] = []
         self._held: dict[tuple[str, int, int], tuple[int, int]] = {}  # of a photo: file and row
+        self._waiting: list[tuple[RowKeys, np.ndarray]] = []
+        self._written_at = time.monotonic()
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -275,9 +277,12 @@ class DescriptorFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._files.clear()
-        self._held.clear()
-        self._stack.close()
+        try:
+            self.flush()  # whatever ended the run, Ctrl-C too: what was embedded until then is kept
+        finally:
+            self._files.clear()
+            self._held.clear()
+            self._stack.close()
 
     @property
     def parts_folder(self) -> Path:
@@ -288,14 +293,26 @@ class DescriptorFolder:
         """The rows of `keys` that no file holds: new photos, and those that aren't the file that was read."""
         return [row for row, place in enumerate(self._places(keys)) if place is None]
 
-    @contextmanager
-    def writer(self) -> Iterator["PartWriter"]:
-        """Takes new rows; what it took is on the disk when it is left, whatever it is left by."""
-        writer = PartWriter(self)
-        try:
-            yield writer
-        finally:
-            writer.flush()
+    def add(self, keys: RowKeys, vectors: np.ndarray) -> None:
+        """Takes new rows, (rows, dim) float32, and writes a part every second and every 1024 rows at the latest."""
+        if len(keys):
+            self._waiting.append((keys, vectors))
+        rows = sum(len(keys) for keys, _ in self._waiting)
+        if rows >= _PART_ROWS or time.monotonic() - self._written_at >= _PART_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what waits as one part."""
+        if self._waiting:
+            numbers = [int(path.stem.partition("-")[2]) for path in self.parts_folder.glob("part-*.npy")]
+            path = self.parts_folder / f"part-{max(numbers, default=0) + 1:06d}.npy"
+            keys = RowKeys.concatenate([keys for keys, _ in self._waiting])
+            vectors = [vectors for _, vectors in self._waiting]
+            dim = vectors[0].shape[1]
+            checksum = write_rows(path, path.with_suffix(".parquet"), self.about, keys, dim, vectors)
+            self._note(RowFile(path, self.about, checksum, keys))
+            self._waiting.clear()
+        self._written_at = time.monotonic()
 
     def finish(self, keys: RowKeys, skipped: list[tuple[str, str]], dim: int) -> None:
         """Joins all rows into the finished files, in the order of `keys`, and removes the parts.
@@ -307,6 +324,7 @@ class DescriptorFolder:
             skipped: (path, reason) of the photos without a row.
             dim: descriptor length, needed where there is no row at all.
         """
+        self.flush()
         found = self._places(keys)
         rows = [row for row, place in enumerate(found) if place is not None]
         keys = keys[rows]
@@ -361,14 +379,14 @@ class DescriptorFolder:
 
     def _take(self, vectors_path: Path, table_path: Path) -> None:
         """Notes the rows of a pair of files; a damaged one is removed, so that its photos are embedded again."""
-        if not vectors_path.exists():
+        if not (vectors_path.exists() and table_path.exists()):  # half of what a killed run was removing, or adding
             return
         try:
             file = read_rows(vectors_path, table_path, verify=True)
-        except (DamagedRows, FileNotFoundError) as error:
+        except DamagedRows as error:
             logger.warning("%s Its photos are embedded again.", error)
             vectors_path.unlink()
-            table_path.unlink(missing_ok=True)
+            table_path.unlink()
             return
         self._refuse_other_maker(file)
         self._note(file)
@@ -415,38 +433,6 @@ class DescriptorFolder:
             for file in np.unique(files):
                 block[files == file] = self._files[file].vectors()[rows[files == file]]
             yield block
-
-
-class PartWriter:
-    """Gathers rows and writes them as parts, every second and every 1024 rows at the latest."""
-
-    def __init__(self, folder: DescriptorFolder) -> None:
-        self._folder = folder
-        numbers = [int(path.stem.partition("-")[2]) for path in folder.parts_folder.glob("part-*.npy")]
-        self._number = max(numbers, default=0)
-        self._rows: list[tuple[RowKeys, np.ndarray]] = []
-        self._written_at = time.monotonic()
-
-    def add(self, keys: RowKeys, vectors: np.ndarray) -> None:
-        """Takes rows: `vectors` is (rows, dim) float32."""
-        if len(keys):
-            self._rows.append((keys, vectors))
-        waiting = sum(len(keys) for keys, _ in self._rows)
-        if waiting >= _PART_ROWS or time.monotonic() - self._written_at >= _PART_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes what waits as one part."""
-        if self._rows:
-            self._number += 1
-            path = self._folder.parts_folder / f"part-{self._number:06d}.npy"
-            keys = RowKeys.concatenate([keys for keys, _ in self._rows])
-            vectors = [vectors for _, vectors in self._rows]
-            about = self._folder.about
-            checksum = write_rows(path, path.with_suffix(".parquet"), about, keys, vectors[0].shape[1], vectors)
-            self._folder._note(RowFile(path, about, checksum, keys))
-            self._rows.clear()
-        self._written_at = time.monotonic()
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -374,14 +374,9 @@ def _embed_to_folder(run: _Run, folder: Path) -> Descriptors:
     }
     with DescriptorFolder(folder, about) as store:
         todo = store.missing(keys)
-        # Leaving the writer, by an error or Ctrl-C too, keeps what was embedded until then.
-        with (
-            store.writer() as writer,
-            _evaluating(embedder) as where,
-            closing(run.batches(todo, where)) as batches,
-        ):
+        with _evaluating(embedder) as where, closing(run.batches(todo, where)) as batches:
             for rows, found in batches:
-                writer.add(keys[rows], found)
+                store.add(keys[rows], found)
         store.finish(keys, _in_order(run), embedder.descriptor_dim)
     return Descriptors.load(folder)
 

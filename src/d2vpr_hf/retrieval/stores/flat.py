@@ -104,8 +104,8 @@ def _check_file(file: BinaryIO, metric: Metric, dim: int, count: int) -> None:
         found.append(_read(file, _LENGTH))
     if found != expected:
         raise ValueError(
-            f"{file.name} can't be read as FAISS vectors of this index: its bytes, headers and lengths are {found}, "
-            f"but {count} vectors of {dim} numbers have {expected}, so that it and index.json don't belong together. Build "
+            f"{file.name} can't be read as FAISS vectors of this index: size, headers and lengths are {found}, but "
+            f"{count} vectors of {dim} numbers have {expected}, so that it and index.json don't belong together. Build "
             "the index again with `d2vpr index`."
         )
 
