@@ -11,14 +11,14 @@ model_cards/list_sources.py prints.
 
 import argparse
 import json
-import shutil
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from d2vpr_hf import D2VprImageProcessor, D2VprModel, write_release
-from d2vpr_hf.hub.release import recorded_results
+from d2vpr_hf.files import replace_file
 from d2vpr_hf.models.checkpoint import ABOUT_FILE, TRAINING_FILE, round_to_float16
 from d2vpr_hf.retrieval.embedder import weight_hash
 
@@ -64,11 +64,7 @@ def ship(
             f"{checkpoint} has {parameters:,} parameters, but the package ships at most {MOST_PARAMETERS:,}. Train a "
             "smaller configuration."
         )
-    before = weight_hash(model)
     round_to_float16(model)
-    if weight_hash(model) == before:
-        results = recorded_results(checkpoint)
-        evaluations, comparisons = evaluations or results["evaluations"], comparisons or results["comparisons"]
     target, card = root / "src/d2vpr_hf/models/pretrained" / name, root / "model_cards" / f"{name}.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
@@ -77,8 +73,8 @@ def ship(
             model,
             processor,
             name,
-            evaluations=evaluations,
-            comparisons=comparisons,
+            evaluations=evaluations or None,
+            comparisons=comparisons or None,
             training=training or _if_there(checkpoint / TRAINING_FILE),
             about=_about(about or _if_there(checkpoint / ABOUT_FILE), sources),
             license=license,
@@ -87,8 +83,11 @@ def ship(
         weights.chmod(0o644)
         if (size := weights.stat().st_size) > MOST_BYTES:
             raise ValueError(f"{weights.name} has {size:,} bytes, but the package ships at most {MOST_BYTES:,}.")
-        card.parent.mkdir(exist_ok=True)
-        shutil.move(draft / "README.md", card)
+        text = (draft / "README.md").read_text(encoding="utf-8")
+        (draft / "README.md").unlink()
+        # The records that the card links to stay with the checkpoint.
+        there = f"../{target.relative_to(root).as_posix()}"
+        replace_file(card, re.sub(r"\]\((evaluations|comparisons)/", rf"]({there}/\1/", text))
         _take_code_out(draft)
         if target.exists():
             target.rename(Path(work) / "before")

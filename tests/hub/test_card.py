@@ -441,4 +441,10 @@ def test_shipped_cards_are_those_of_shipped_checkpoints(tmp_path):
     assert cards == set(shipped)
     for name, folder in shipped.items():
         card = ROOT / "model_cards" / f"{name}.md"
-        assert card.read_text(encoding="utf-8") == made_again(folder, tmp_path / name, card)
+        text = card.read_text(encoding="utf-8")
+        there = f"../src/d2vpr_hf/models/pretrained/{name}/"
+        assert text.replace(there, "") == made_again(folder, tmp_path / name, card)
+        links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("https://")]
+        assert len(links) > 5
+        for link in links:
+            assert (card.parent / link).is_file(), link

@@ -1,11 +1,14 @@
 """What a push would upload lies in a folder first, which opens like any checkpoint."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
+from made_evaluation import made_evaluation
 
 from d2vpr_hf import D2VprImageProcessor, D2VprModel, write_release
+from d2vpr_hf.retrieval.embedder import weight_hash
 
 
 def test_the_folder_opens_and_says_what_is_in_it(tmp_path, tiny_model, tiny_processor):
@@ -53,3 +56,26 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(tmp_path, tiny_mode
     with pytest.raises(OSError, match="disk full"):
         write_release(tmp_path / "release", tiny_model, tiny_processor, "me/tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["full"]
+
+
+def test_results_of_the_folder_go_along_while_they_are_of_its_weights(tmp_path, tiny_model, tiny_processor):
+    evaluation = dataclasses.replace(made_evaluation(), weight_hash=weight_hash(tiny_model))
+    table = {"name": "t", "measure": "mAP", "rule": "r", "counts": {}, "rows": [{"method": "tiny", "value": 0.25}]}
+    table["model"] = {"weight_hash": weight_hash(tiny_model)}
+    first = write_release(
+        tmp_path / "a", tiny_model, tiny_processor, "me/a", evaluations=[evaluation], comparisons=[table]
+    )
+    # Of weights that lay here before.
+    stale = json.loads((first / "evaluations" / "made.json").read_text()) | {"model": {"name": "x", "weight_hash": "b"}}
+    (first / "evaluations" / "stale.json").write_text(json.dumps(stale))
+    (first / "evaluations" / "broken.json").write_text("{")
+    model = D2VprModel.from_pretrained(first)
+    second = write_release(tmp_path / "b", model, tiny_processor, "me/b")
+    found = sorted(path.relative_to(second).as_posix() for path in second.rglob("*s/*.json"))
+    assert found == ["comparisons/t.json", "evaluations/cost.json", "evaluations/made.json"]
+    bare = write_release(tmp_path / "c", model, tiny_processor, "me/c", evaluations=[], comparisons=[])
+    assert [path.name for path in bare.rglob("*s/*.json")] == ["cost.json"]
+    with torch.no_grad():
+        model.recovery.norm.weight.mul_(2)
+    changed = write_release(tmp_path / "d", model, tiny_processor, "me/d")
+    assert [path.name for path in changed.rglob("*s/*.json")] == ["cost.json"]

@@ -49,9 +49,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     group.add_argument(
         "--evaluation",
         metavar="FILE",
-        nargs="+",
-        default=[],
-        help="results.json of this checkpoint, as `d2vpr evaluate --save` writes it (default: none)",
+        nargs="*",
+        help="results.json of this checkpoint, as `d2vpr evaluate --save` writes it; without a FILE none (default: "
+        "those that lie in the checkpoint and are of its weights)",
     )
     group.add_argument(
         "--training", metavar="FILE", help="how it was trained (default: the checkpoint's training.json, if there)"

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,8 @@ def write_release(
     processor: BaseImageProcessor,
     repo_id: str,
     *,
-    evaluations: Sequence[Evaluation | Mapping[str, Any] | str | Path] = (),
-    comparisons: Sequence[Mapping[str, Any] | str | Path] = (),
+    evaluations: Sequence[Evaluation | Mapping[str, Any] | str | Path] | None = None,
+    comparisons: Sequence[Mapping[str, Any] | str | Path] | None = None,
     training: Mapping[str, Any] | str | Path | None = None,
     about: Mapping[str, Any] | str | Path | None = None,
     license: str | None = None,
@@ -55,12 +56,13 @@ def write_release(
         model: a D2-VPR model, with or without a PCA.
         processor: the model's image processor.
         repo_id: "owner/name", for which the card is written; a name alone for a checkpoint that the package ships.
-        evaluations: of these very weights; from `evaluate_protocol`, its JSON, or paths of `results.json`.
-        training: how it was trained; by default the `training.json` of the folder that the model was loaded from, if
-            the weights are still the same.
+        evaluations: of these very weights; from `evaluate_protocol`, its JSON, or paths of `results.json`. This and
+            the next three are by default what the folder that the model was loaded from holds, if its weights are
+            still the same; an empty list is none.
         comparisons: tables of these weights beside other methods, as `hub/records.py` describes them, or their paths.
+        training: how it was trained, as `training.json` says it.
         about: data sources with their terms, credits, teacher, how to train it again and what it is not, as
-            `records.read_about` describes it; by default the `about.json` of that folder, likewise.
+            `records.read_about` describes it.
         license: of the weights, by its name on the Hub; by default Apache-2.0, and none for converted weights.
         revision: the branch that the card is for; None for main.
         notes: sentences that must be read first, such as that weights are random.
@@ -77,12 +79,14 @@ def write_release(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and isn't empty. Remove it, or name another folder.")
     digest = weight_hash(model)
-    results = read_evaluations(evaluations, digest)
-    tables = read_comparisons(comparisons, digest)
-    given = {TRAINING_FILE: training, ABOUT_FILE: about}
-    given |= _own_records(model, digest, [file for file, content in given.items() if content is None])
-    record = None if given[TRAINING_FILE] is None else read_training(given[TRAINING_FILE])
-    said = None if given[ABOUT_FILE] is None else read_about(given[ABOUT_FILE])
+    given = {"evaluations": evaluations, "comparisons": comparisons, "training": training, "about": about}
+    if any(content is None for content in given.values()):
+        own = _own_records(model, digest)
+        given = {name: own.get(name) if content is None else content for name, content in given.items()}
+    results = read_evaluations(given["evaluations"] or (), digest)
+    tables = read_comparisons(given["comparisons"] or (), digest)
+    record = None if given["training"] is None else read_training(given["training"])
+    said = None if given["about"] is None else read_about(given["about"])
     cost = model_cost(model, height=processor.size["height"], width=processor.size["width"]).to_json()
     if license is None and model.config.converted_from is None:
         license = DEFAULT_LICENSE
@@ -119,13 +123,30 @@ def recorded_results(folder: Path) -> dict[str, list[Path]]:
     return {"evaluations": evaluations, "comparisons": sorted((folder / COMPARISONS_FOLDER).glob("*.json"))}
 
 
-def _own_records(model: PreTrainedModel, digest: str, files: Sequence[str]) -> dict[str, Path]:
-    """{file: path} of the records in the folder that the model was loaded from, unless its weights changed since."""
-    folder = Path(getattr(model, "name_or_path", "") or ".")
-    found = {file: folder / file for file in files if (folder / file).is_file()}
-    if not getattr(model, "name_or_path", "") or not found:
+def _own_records(model: PreTrainedModel, digest: str) -> dict[str, Any]:
+    """The records in the folder that the model was loaded from, unless its weights changed since."""
+    if not (name := getattr(model, "name_or_path", "")):
         return {}
-    return found if weight_hash(type(model).from_pretrained(folder)) == digest else {}
+    folder = Path(name)
+    found: dict[str, Any] = {
+        kind: [path for path in paths if _weights_of(path) == digest]
+        for kind, paths in recorded_results(folder).items()
+    }
+    found |= {
+        kind: folder / file
+        for kind, file in (("training", TRAINING_FILE), ("about", ABOUT_FILE))
+        if (folder / file).is_file()
+    }
+    if not any(found.values()) or weight_hash(type(model).from_pretrained(folder)) != digest:
+        return {}
+    return found
+
+
+def _weights_of(path: Path) -> str | None:
+    """The hash of the weights that a result is of; None where it doesn't say."""
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return json.loads(path.read_text(encoding="utf-8"))["model"]["weight_hash"]
+    return None
 
 
 def _write_sentence_transformers(folder: Path, model: PreTrainedModel) -> None:
