@@ -19,7 +19,10 @@ from d2vpr_hf.models.checkpoint import save_checkpoint
 from d2vpr_hf.photos.positions import Positions
 from d2vpr_hf.retrieval.embedder import Descriptors
 
-COMMANDS = ["demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "cut", "train", "benchmark"]
+COMMANDS = [
+    *("demo", "index", "locate", "embed", "pairs", "evaluate", "verify"),
+    *("reduce", "convert", "cut", "train", "benchmark"),
+]
 # Two streets 200 m apart with three photos each, 8 m from one another; a degree of latitude is 111 km.
 STREETS = {"north": 47.3720, "south": 47.3702}
 STEP = 8 / 111_000

@@ -1,5 +1,6 @@
 """Scores that somebody published stand beside models."""
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,27 @@ def test_a_file_is_read_by_the_name_of_its_array(tmp_path):
     np.save(tmp_path / "objects.npy", hostile, allow_pickle=True)
     with pytest.raises(ValueError, match="can't be read as numbers"):
         read_scores(f"{tmp_path}/objects.npy")
+
+
+def npy(header):
+    padded = header.encode().ljust(-(-(len(header) + 11) // 64) * 64 - 11) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded
+
+
+DESCRIPTION = "{'descr': '<f8', 'fortran_order': False, 'shape': "
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"PK\x03\x04 no zip", npy(DESCRIPTION + "(1099511627776,)}"), npy(DESCRIPTION + "(1"), npy("{'descr': ((")],
+)
+def test_what_is_no_array_is_refused_by_its_name(tmp_path, content):
+    (tmp_path / "alone.npy").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "several.npz", "w") as file:
+        file.writestr("a.npy", content)
+    for name in ("alone.npy", "several.npz"):
+        with pytest.raises(ValueError, match=rf"{name} (can't be read as numbers|holds a, but no name)"):
+            read_scores(f"{tmp_path}/{name}")
 
 
 def test_models_and_scores_stand_in_one_table(tmp_path):

@@ -1,6 +1,7 @@
 """`d2vpr embed`: photos to descriptors in a folder."""
 
 import argparse
+from pathlib import Path
 
 from .options import (
     add_json_option,
@@ -36,7 +37,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     group.add_argument(
         "out",
         metavar="OUT",
-        help="folder for descriptors.npy (float32 rows), images.parquet (their paths) and descriptors.json",
+        help="folder for descriptors.npy (float32 rows), images.parquet (their paths) and descriptors.json; with "
+        "--format hloc a file",
+    )
+    group.add_argument(
+        "--format",
+        metavar="FORMAT",
+        default="folder",
+        choices=("folder", "hloc"),
+        help="folder, or hloc: the HDF5 file of global features that hloc reads, made in one go (default: folder)",
     )
     group.add_argument(
         "--strict", action="store_true", help="stop at the first photo that can't be used (default: skip and list it)"
@@ -47,9 +56,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 
 
 def run(options: argparse.Namespace) -> int:
+    as_hloc = options.format == "hloc"
+    if as_hloc:
+        from ..retrieval.hloc import check_h5py, write_hloc
+
+        check_h5py()
     embedder = open_embedder(options.model, options.dim, **embedding_settings(options))
-    descriptors = embedder.embed(options.photos, folder=options.out, strict=options.strict)
+    descriptors = embedder.embed(options.photos, folder=None if as_hloc else options.out, strict=options.strict)
     report_skipped(descriptors.skipped)
+    if as_hloc:
+        photos = Path(options.photos)
+        write_hloc(options.out, descriptors, photos if photos.is_dir() else photos.parent)
     rows, dim = descriptors.vectors.shape
     if options.json:
         result = {

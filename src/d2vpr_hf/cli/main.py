@@ -16,7 +16,8 @@ from .parser import CommandParser, UsageError
 
 # In the order in which a user needs them. Each is a module with add_parser, which imports what is heavy when it runs.
 COMMANDS = (
-    "demo", "index", "locate", "embed", "evaluate", "verify", "reduce", "convert", "cut", "train", "benchmark", "push",
+    "demo", "index", "locate", "embed", "pairs", "evaluate", "verify",
+    "reduce", "convert", "cut", "train", "benchmark", "push",
 )  # fmt: skip
 
 OK, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143

@@ -355,20 +355,20 @@ def read_scores(address: str) -> np.ndarray:
         )
     try:
         content = np.load(path, allow_pickle=False)
-        arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
-    except (ValueError, OSError) as error:
+        arrays = content if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
+        wanted = name or (next(iter(arrays)) if len(arrays) == 1 else "")
+        scores = arrays.get(wanted)
+    except Exception as error:  # NumPy has a dozen kinds for what isn't an array
         raise ValueError(
-            f"{path_to_text(path)} can't be read as numbers ({error}). Give a .npy or .npz file of scores (queries, "
-            "database)."
+            f"{path_to_text(path)} can't be read as numbers ({type(error).__name__}: {error}). Give a .npy or .npz "
+            "file of scores (queries, database)."
         ) from error
-    if not name and len(arrays) == 1:
-        return next(iter(arrays.values()))
-    if name not in arrays:
+    if not isinstance(scores, np.ndarray):
         raise ValueError(
             f"{path_to_text(path)} holds {', '.join(arrays)}, but {name or 'no name'} is asked for. Name one of them: "
-            f"{path_to_text(path)}#{next(iter(arrays))}."
+            f"{path_to_text(path)}#{next(iter(arrays), 'NAME')}."
         )
-    return arrays[name]
+    return scores
 
 
 def evaluate_scores(protocol: Protocol, scores: np.ndarray, *, name: str, ks: Sequence[int] = DEFAULT_KS) -> Evaluation:
