@@ -133,18 +133,9 @@ def cut_training_views(
 
     root, out = Path(folder), Path(out)
     return write_places(
-        list_panoramas(root, but_not_in=out),
-        root,
-        out,
-        kind="panorama",
-        settings=recorded,
-        open_source=open_panorama,
-        draw=draw,
-        describe=describe,
-        exclude=exclude,
-        only=only,
-        progress=progress,
-    )
+        list_panoramas(root, but_not_in=out), root, out, kind="panorama", settings=recorded,
+        open_source=open_panorama, draw=draw, describe=describe, exclude=exclude, only=only, progress=progress,
+    )  # fmt: skip
 
 
 def panorama_conflicts(table: str | Path | Mapping[str, Sequence]) -> dict[int, frozenset[int]]:

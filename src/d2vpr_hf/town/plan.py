@@ -105,13 +105,10 @@ class Street(Tensors):
         line_x, line_y = (east / BLOCK_M).round(), (north / BLOCK_M).round()
         last = len(self.half_width_x) - 1
         return Beside(
-            line_x,
-            line_y,
-            self.half_width_x.index_select(0, (line_x.long() + 1).clamp(0, last)),
-            self.half_width_y.index_select(0, (line_y.long() + 1).clamp(0, last)),
-            east - line_x * BLOCK_M,
+            line_x, line_y, self.half_width_x.index_select(0, (line_x.long() + 1).clamp(0, last)),
+            self.half_width_y.index_select(0, (line_y.long() + 1).clamp(0, last)), east - line_x * BLOCK_M,
             north - line_y * BLOCK_M,
-        )
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -147,15 +144,11 @@ def lay_out_street(
     half_widths = {"half_width_x": half_width_x, "half_width_y": half_width_y}
     walls, widths = _build_walls(half_width_x.tolist(), half_width_y.tolist(), random)
     street = Street(
-        **half_widths,
-        **walls,
-        houses=_design_houses(widths, random),
-        boards=_plant_boards(**half_widths, random=random),
-        bays=_mark_bays(**half_widths),
+        **half_widths, **walls, houses=_design_houses(widths, random),
+        boards=_plant_boards(**half_widths, random=random), bays=_mark_bays(**half_widths),
         places=_choose_places(blocks, places, random),
-        facades=torch.empty(3, 0, dtype=torch.uint8) if facades is None else facades,
-        noise=tiling_noise(random),
-    )
+        facades=torch.empty(3, 0, dtype=torch.uint8) if facades is None else facades, noise=tiling_noise(random),
+    )  # fmt: skip
     # Whatever may be left out comes last and draws apart, so that the rest of a town stays as it is.
     random = torch.Generator().manual_seed(seed + 2)
     if alike:
@@ -249,38 +242,19 @@ def _design_houses(widths: Tensor, random: torch.Generator) -> Tensor:
     shop = chance(0.42)
     ground_columns = torch.where(shop > 0, (widths / uniform(2.8, 5.0)).floor().clamp(2, 4), columns)
     rows = {
-        "number": torch.arange(count).float(),
-        "storeys": pick(4).float() + 1 + chance(0.25),
-        "ground_m": uniform(3.1, 4.4),
-        "storey_m": uniform(2.7, 3.6),
-        "roof": pick(4).float(),
-        "roof_m": uniform(1.8, 4.0),
-        "material": material.float(),
-        "wall_red": colour[:, 0],
-        "wall_green": colour[:, 1],
-        "wall_blue": colour[:, 2],
-        "trim": 0.30 + 0.55 * chance(0.7) * uniform(0.8, 1.1),
-        "accent": pick(len(ACCENT_COLOURS)).float(),
-        "door_accent": pick(len(ACCENT_COLOURS)).float(),
-        "columns": columns,
-        "window_width": uniform(0.34, 0.72),
-        "window_height": uniform(0.42, 0.68),
-        "sill_m": uniform(0.45, 0.95),
-        "arched": chance(0.28),
-        "panes_across": pick(3).float() + 1,
-        "panes_up": pick(3).float() + 1,
-        "shutters": chance(0.25),
-        "blank": chance(0.45) * uniform(0.12, 0.35),
-        "balconies": chance(0.4) * uniform(0.2, 0.6),
-        "band": chance(0.5),
-        "shop": shop,
-        "awning": chance(0.5),
+        "number": torch.arange(count).float(), "storeys": pick(4).float() + 1 + chance(0.25),
+        "ground_m": uniform(3.1, 4.4), "storey_m": uniform(2.7, 3.6), "roof": pick(4).float(),
+        "roof_m": uniform(1.8, 4.0), "material": material.float(), "wall_red": colour[:, 0],
+        "wall_green": colour[:, 1], "wall_blue": colour[:, 2], "trim": 0.30 + 0.55 * chance(0.7) * uniform(0.8, 1.1),
+        "accent": pick(len(ACCENT_COLOURS)).float(), "door_accent": pick(len(ACCENT_COLOURS)).float(),
+        "columns": columns, "window_width": uniform(0.34, 0.72), "window_height": uniform(0.42, 0.68),
+        "sill_m": uniform(0.45, 0.95), "arched": chance(0.28), "panes_across": pick(3).float() + 1,
+        "panes_up": pick(3).float() + 1, "shutters": chance(0.25), "blank": chance(0.45) * uniform(0.12, 0.35),
+        "balconies": chance(0.4) * uniform(0.2, 0.6), "band": chance(0.5), "shop": shop, "awning": chance(0.5),
         "door_column": (torch.rand(count, generator=random) * ground_columns).floor(),
-        "ground_columns": ground_columns,
-        "banner": chance(0.28) * uniform(0.1, 0.9),
-        "roof_tint": uniform(0.0, 1.0),
-        "photo": torch.full((count,), -1.0),
-    }
+        "ground_columns": ground_columns, "banner": chance(0.28) * uniform(0.1, 0.9),
+        "roof_tint": uniform(0.0, 1.0), "photo": torch.full((count,), -1.0),
+    }  # fmt: skip
     return torch.stack([rows[name] for name in HOUSE_ROWS])
 
 

@@ -178,17 +178,10 @@ def _walls_in_view(street: Street, eye: Tensor, forward: Tensor, middles: Tensor
     top = roof_line(street.houses_at(house), kind, share * length, length)
     normal = torch.stack([corner[..., 3] - corner[..., 1], corner[..., 0] - corner[..., 2]], dim=1) / length[:, None]
     return {
-        "ahead": ahead,
-        "top": torch.where(ahead < FAR_M, top, -1.0),
-        "along": share * length,
-        "length": length,
-        "house": house,
-        "kind": kind,
-        "spread": speed.gather(1, rows) * length,
-        "wall": wall,
-        "normal_east": normal[:, 0],
-        "normal_north": normal[:, 1],
-    }
+        "ahead": ahead, "top": torch.where(ahead < FAR_M, top, -1.0), "along": share * length, "length": length,
+        "house": house, "kind": kind, "spread": speed.gather(1, rows) * length, "wall": wall,
+        "normal_east": normal[:, 0], "normal_north": normal[:, 1],
+    }  # fmt: skip
 
 
 def _boards_in_view(street: Street, eye: Tensor, forward: Tensor, middles: Tensor) -> dict[str, Tensor]:
@@ -256,19 +249,12 @@ def _cars_in_view(street: Street, weather: Weather, eye: Tensor, forward: Tensor
         return values.gather(1, flat).view_as(rows)
 
     return {
-        "enter": entered,
-        "leave": leave.gather(1, rows),
-        "cabin_enter": found["cabin"][0].gather(1, rows),
-        "cabin_leave": found["cabin"][1].gather(1, rows),
-        "roof": of_bin(roof),
-        "waist": of_bin(torch.where(van, 1.15, 0.92)),
-        "half_length": of_bin(half_length),
-        "half_width": of_bin(half_width),
-        "east": of_bin(middle_east),
-        "north": of_bin(middle_north),
-        "course": of_bin(course),
-        "colour": of_bin((hash01(near, visit, 14) * len(CAR_COLOURS)).long()),
-    }
+        "enter": entered, "leave": leave.gather(1, rows), "cabin_enter": found["cabin"][0].gather(1, rows),
+        "cabin_leave": found["cabin"][1].gather(1, rows), "roof": of_bin(roof),
+        "waist": of_bin(torch.where(van, 1.15, 0.92)), "half_length": of_bin(half_length),
+        "half_width": of_bin(half_width), "east": of_bin(middle_east), "north": of_bin(middle_north),
+        "course": of_bin(course), "colour": of_bin((hash01(near, visit, 14) * len(CAR_COLOURS)).long()),
+    }  # fmt: skip
 
 
 def _meet_car(cars: dict[str, Tensor], slot: Tensor, eye_z: Tensor, rise: Tensor) -> Tensor:

@@ -20,14 +20,7 @@ HORIZON_M = 900.0
 
 @torch.no_grad()
 def render(street: Street, cameras: Cameras, weather: Weather, *, height: int = 240, width: int = 320) -> Tensor:
-    """Photos as (batch, height, width, 3) uint8 sRGB, on the device of the town.
-
-    Args:
-        street: the town; cameras and weather must lie on its device.
-        cameras: where each photo is taken from.
-        weather: light and weather of each photo, one a camera.
-        height, width: of the photo, in pixels.
-    """
+    """Photos as (batch, height, width, 3) uint8 sRGB, on the device of the town, of the cameras and of the weather."""
     if len(cameras) != len(weather):
         raise ValueError(f"render got {len(cameras)} cameras and {len(weather)} weathers. Give one weather a camera.")
     rays = cast_rays(street, cameras, weather, height * SUPERSAMPLE, width * SUPERSAMPLE)
@@ -73,12 +66,10 @@ class _Points:
         right = hits.ahead * hits.course
         return _Points(
             east=eye[0] + hits.ahead * forward[0] + right * forward[1],
-            north=eye[1] + hits.ahead * forward[1] - right * forward[0],
-            z=eye[2] + hits.ahead * hits.rise,
+            north=eye[1] + hits.ahead * forward[1] - right * forward[0], z=eye[2] + hits.ahead * hits.rise,
             distance=hits.ahead * (1 + hits.course.square() + hits.rise.square()).sqrt(),
-            size=hits.ahead * hits.pixel,
-            weather=weather.spread(hits.view),
-        )
+            size=hits.ahead * hits.pixel, weather=weather.spread(hits.view),
+        )  # fmt: skip
 
 
 def _expose(street: Street, weather: Weather, rays: Rays) -> Tensor:
@@ -111,14 +102,9 @@ def _expose(street: Street, weather: Weather, rays: Rays) -> Tensor:
     size = torch.full_like(view, 1.0, dtype=torch.float32)
     size[: len(once)] = SUPERSAMPLE
     hits = _Hits(
-        view,
-        samples(column, mean=False),
-        samples(layer, mean=False),
-        samples(ahead, mean=True),
-        samples(course, mean=True),
-        samples(rise, mean=True),
-        size / rays.focal[view],
-    )
+        view, samples(column, mean=False), samples(layer, mean=False), samples(ahead, mean=True),
+        samples(course, mean=True), samples(rise, mean=True), size / rays.focal[view],
+    )  # fmt: skip
     light = torch.empty(3, len(view), device=view.device)
     for this, shader in (
         (SKY, _light_sky), (WALL, _light_walls), (GROUND, _light_ground), (BOARD, _light_boards), (CAR, _light_cars)
@@ -140,14 +126,9 @@ def _light_walls(street: Street, weather: Weather, rays: Rays, hits: _Hits) -> T
     # The table holds the middle of the bin, and the sample may lie beside it.
     aside = hits.course - rays.middles.flatten().index_select(0, hits.view * bins + hits.bin)
     at = OnWall(
-        house=hits.of(walls["house"]),
-        kind=hits.of(walls["kind"]),
-        u=hits.of(walls["along"]) + spread * aside,
-        z=points.z,
-        length=hits.of(walls["length"]),
-        blur_u=spread.abs() * hits.pixel,
-        blur_z=points.size,
-    )
+        house=hits.of(walls["house"]), kind=hits.of(walls["kind"]), u=hits.of(walls["along"]) + spread * aside,
+        z=points.z, length=hits.of(walls["length"]), blur_u=spread.abs() * hits.pixel, blur_z=points.size,
+    )  # fmt: skip
     surface = shade_walls(street, at, points.weather)
     normal = (hits.of(walls["normal_east"]), hits.of(walls["normal_north"]), torch.zeros_like(points.z))
     return _lit(street, points, surface, normal)

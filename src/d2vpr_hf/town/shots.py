@@ -68,15 +68,9 @@ def plan_database(places: Tensor, views: int, random: torch.Generator) -> Shots:
     step = torch.arange(views).repeat(len(places)) * (360 / views)
     heading = (first + step + _turn(count, 0, 60 / views, random)) % 360
     east, north = _stand(places[place], *DATABASE_REACH_M, random)
-    cameras = Cameras(
-        east,
-        north,
-        torch.full((count,), 2.4),
-        heading,
-        _uniform(count, 4, 9, random),
-        _turn(count, 0, 1, random),
-        torch.full((count,), 75.0),
-    )
+    height_m, field_deg = torch.full((count,), 2.4), torch.full((count,), 75.0)
+    pitch, roll = _uniform(count, 4, 9, random), _turn(count, 0, 1, random)
+    cameras = Cameras(east, north, height_m, heading, pitch, roll, field_deg)
     conditions = ["day"] * count
     weather = draw_weather(conditions, random, traffic=(0.0, 0.3), steady=True)
     return Shots(["database"] * count, place.tolist(), cameras, weather, conditions)
@@ -122,14 +116,12 @@ def plan_easy_queries(database: Shots, count: int, random: torch.Generator) -> S
     seen = _spread_over(database, max(database.place) + 1, count, random)
     like = database.cameras[seen]
     away, course = EASY_RADIUS_M * torch.rand(count, generator=random).sqrt(), _uniform(count, 0, 2 * math.pi, random)
-    cameras = Cameras(
-        like.east + away * course.sin(),
-        like.north + away * course.cos(),
-        like.height_m,
-        (like.heading_deg + _turn(count, 0, EASY_TURN_DEG, random)) % 360,
-        like.pitch_deg + _turn(count, 0, 1, random),
-        like.roll_deg,
-        like.field_deg,
+    cameras = replace(
+        like,
+        east=like.east + away * course.sin(),
+        north=like.north + away * course.cos(),
+        heading_deg=(like.heading_deg + _turn(count, 0, EASY_TURN_DEG, random)) % 360,
+        pitch_deg=like.pitch_deg + _turn(count, 0, 1, random),
     )
     conditions = ["day"] * count
     weather = replace(database.weather.spread(seen), traffic=torch.zeros(count))  # the same hour

@@ -295,10 +295,7 @@ def shade_ground(street: Street, east: Tensor, north: Tensor, blur: Tensor, wet:
 def board_mask(noise: Tensor, board: Tensor, x: Tensor, z: Tensor, blur: Tensor, bare: Tensor) -> Tensor:
     """(points,) True where a tree or lamp is solid, x metres right of its middle and z metres up.
 
-    Args:
-        board: (points, 8) rows of `Street.boards`.
-        blur: (points,) size of the pixel in metres.
-        bare: (points,) whether trees have lost their leaves.
+    `board` holds rows of `Street.boards`, `blur` the size of the pixel in metres, and `bare` trees have no leaves.
     """
     kind, height, radius, foot, number = board[:, 0], board[:, 3], board[:, 4], board[:, 5], board[:, 7]
     middle, half = (height + foot) / 2, (height - foot) / 2
@@ -353,13 +350,10 @@ CAR_COLOURS = (
 def shade_cars(
     colour: Tensor, size: Tensor, along: Tensor, across: Tensor, z: Tensor, cabin: Tensor, snow: Tensor
 ) -> Surface:
-    """Bodies, wheels, glass and lights of parked cars.
+    """Bodies, wheels, glass and lights of parked cars, (points,) metres along and across from their middle.
 
-    Args:
-        colour: (points,) row in `CAR_COLOURS`.
-        size: (3, points) half length, half width and height of the roof, in metres.
-        along, across, z: (points,) metres from the middle of the car, and above the ground.
-        cabin: (points,) whether the point lies on the upper box.
+    `colour` is a row in CAR_COLOURS, `size` (3, points) half length, half width and height of the roof, and `cabin`
+    says whether the point lies on the upper box.
     """
     paint = torch.tensor(CAR_COLOURS, device=z.device).T.index_select(1, colour)
     half_length, half_width, roof = size.unbind(0)

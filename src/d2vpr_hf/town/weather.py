@@ -133,26 +133,15 @@ def draw_weather(
     tint = 1 + 0.10 * (torch.stack([draw[:, 3], torch.full_like(draw[:, 3], 0.5), 1 - draw[:, 3]], dim=1) - 0.5)
     low, high = traffic
     weather = Weather(
-        sun=sun,
-        sun_light=fixed("sun") * (between("sun_strength", 4) * (1.15 - 0.9 * clouds))[:, None],
-        sky_light=fixed("sky"),
-        zenith=fixed("zenith"),
-        horizon=fixed("horizon"),
-        clouds=clouds,
-        fog_per_m=1 / between("visibility_m", 5),
-        lamps=between("lamps", 6),
-        lit_share=between("lit", 7),
-        wet=fixed("wet"),
-        snow=fixed("snow"),
-        fall=torch.tensor([float(name in ("rain", "snow")) for name in conditions]),
-        leaves=torch.ones(count),
-        autumn=torch.zeros(count),
-        traffic=low + (high - low) * torch.rand(count, generator=random),
-        exposure=between("exposure", 8),
-        tint=tint,
-        grain=between("grain", 9),
+        sun=sun, sun_light=fixed("sun") * (between("sun_strength", 4) * (1.15 - 0.9 * clouds))[:, None],
+        sky_light=fixed("sky"), zenith=fixed("zenith"), horizon=fixed("horizon"), clouds=clouds,
+        fog_per_m=1 / between("visibility_m", 5), lamps=between("lamps", 6), lit_share=between("lit", 7),
+        wet=fixed("wet"), snow=fixed("snow"),
+        fall=torch.tensor([float(name in ("rain", "snow")) for name in conditions]), leaves=torch.ones(count),
+        autumn=torch.zeros(count), traffic=low + (high - low) * torch.rand(count, generator=random),
+        exposure=between("exposure", 8), tint=tint, grain=between("grain", 9),
         visit=torch.randint(2**31 - 1, (count,), generator=random),
-    )
+    )  # fmt: skip
     return _in_season(weather, random) if seasons else weather
 
 
