@@ -43,7 +43,7 @@ _BROKEN = """
 | a query without positives | empty list; a miss, or left out where the protocol says so | remark |
 | no query has a positive | empty lists | error |
 | photos in two UTM zones | distances across the border are right | remark; error where the set has one zone |
-| degrees and metres of a name disagree | metres are used | error |
+| degrees and metres of a name disagree | metres are used; beyond 5 km the place is unknown | error |
 | a name without position | no positives | error |
 | a photo that can't be opened | found when it is read | error (a sample is opened, or all of them) |
 | names made for another protocol (Nordland's spacing) | the protocol's rule | error |

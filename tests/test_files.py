@@ -1,8 +1,10 @@
 """Files are written whole or not at all."""
 
+import os
+
 import pytest
 
-from d2vpr_hf.files import replace_file
+from d2vpr_hf.files import path_to_text, replace_file, text_to_path
 
 
 def test_writing_replaces_the_file_whole_and_leaves_nothing_beside_it(tmp_path):
@@ -24,3 +26,34 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         replace_file(path, "new")
     assert path.read_text() == "old"
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names of Windows are text")
+def test_each_path_has_a_text_of_its_own_and_the_text_gives_it_back(tmp_path):
+    names = [
+        b"caf\xe9.jpg",
+        b"caf\\xe9.jpg",
+        b"caf\\x5cxe9.jpg",
+        b"\\\xe9",
+        b"\\\\x41",
+        b"a\\b",
+        b"\\x",
+        b"\\x5c",
+        "é".encode(),
+    ]
+    texts = [path_to_text(os.fsdecode(name)) for name in names]
+    assert len(set(texts)) == len(names)
+    assert texts[0] == "caf\\xe9.jpg"
+    assert [os.fsencode(text_to_path(text)) for text in texts] == names
+    # With all of them on the disk too, where each other's names lie in wait.
+    for name in names:
+        with open(os.path.join(os.fsencode(tmp_path), name), "wb"):  # noqa: PTH118, PTH123 - names in bytes
+            pass
+    for name in names:
+        path = os.path.join(os.fsencode(tmp_path), name)  # noqa: PTH118 - as above
+        assert os.fsencode(text_to_path(path_to_text(os.fsdecode(path)))) == path
+
+
+def test_a_text_of_before_still_gives_its_file(tmp_path):
+    (tmp_path / "caf\\xe9.jpg").touch()
+    assert text_to_path(f"{tmp_path}/caf\\xe9.jpg") == tmp_path / "caf\\xe9.jpg"

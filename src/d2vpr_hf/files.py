@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import shutil
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -125,16 +126,32 @@ def file_state(path: str | Path) -> tuple[int, int]:
 
 
 def path_to_text(path: str | os.PathLike) -> str:
-    """The path as text that any file format takes: bytes that aren't UTF-8 are written as \\xNN."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """The path as text that any file format takes, and that no other path has.
+
+    Bytes that aren't UTF-8 are written as \\xNN; a backslash before an x that is part of the name as \\x5c.
+    """
+    raw = os.fsencode(path)
+    if os.name != "nt":  # there a backslash parts folders, and no name has such bytes
+        raw = raw.replace(b"\\x", b"\\x5cx")
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def text_to_path(text: str) -> Path:
-    """The path that `path_to_text` wrote; its \\xNN become bytes again unless a file of that very name exists."""
-    if "\\x" not in text or os.path.lexists(text):
+    """The path that `path_to_text` wrote.
+
+    A text of before, in which a backslash of the name wasn't marked, gives the file of that very name, if it is there
+    and the other isn't.
+    """
+    if "\\x" not in text or os.name == "nt":
         return Path(text)
-    name = re.sub(rb"\\x([89a-f][0-9a-f])", lambda hit: bytes.fromhex(hit[1].decode()), text.encode())
-    return Path(os.fsdecode(name))
+    name = re.sub(rb"\\x(5c|[89a-f][0-9a-f])", lambda hit: bytes.fromhex(hit[1].decode()), text.encode())
+    path = os.fsdecode(name)
+    return Path(text if os.path.lexists(text) and not os.path.lexists(path) else path)
+
+
+def name_key(text: str) -> str:
+    """What two spellings of a file name share: macOS writes é as e and an accent (NFD), other systems as one letter."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _taken_lock(place: Path, folder: Path) -> FileLock:

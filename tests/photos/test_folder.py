@@ -1,9 +1,14 @@
 """A folder's photos, names and positions belong together."""
 
+import os
+import unicodedata
+
 import numpy as np
 import pytest
 
-from d2vpr_hf.photos.folder import read_photo_folder
+from d2vpr_hf.photos.folder import list_images, read_photo_folder
+from d2vpr_hf.photos.images import UnreadableImage, open_image
+from d2vpr_hf.protocols.positives import read_positives
 from tests.broken_photos import photo, write_broken
 
 
@@ -46,3 +51,48 @@ def test_a_folder_without_photos_is_an_error(tmp_path):
         read_photo_folder(tmp_path)
     with pytest.raises(NotADirectoryError, match="is no folder"):
         read_photo_folder(tmp_path / "nowhere")
+
+
+def test_thumbnails_of_a_nas_are_no_photos(tmp_path):
+    for name in ("1.jpg", "@eaDir/1.jpg/SYNOPHOTO_THUMB_M.jpg", "b/@eaDir/2.jpg/SYNOPHOTO_THUMB_M.jpg", "b/2.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        photo(0).save(tmp_path / name)
+    (tmp_path / "#recycle").mkdir()
+    photo(1).save(tmp_path / "#recycle" / "3.jpg")
+    assert read_photo_folder(tmp_path).names == ["1.jpg", "b/2.jpg"]
+
+
+def test_a_folder_without_permission_is_listed_and_ends_no_walk(tmp_path, monkeypatch):
+    for name in ("a/1.jpg", "b/2.jpg"):
+        (tmp_path / name).parent.mkdir()
+        photo(0).save(tmp_path / name)
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("/a"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    # As root, who runs the tests in containers, every folder can be read.
+    monkeypatch.setattr(os, "scandir", refusing)
+    monkeypatch.setattr(os, "access", lambda path, *_: not str(path).endswith("/a"))
+    folder = read_photo_folder(tmp_path)
+    assert folder.names == ["a", "b/2.jpg"]
+    with pytest.raises(UnreadableImage, match="a folder without permission to read it"):
+        open_image(folder.paths[0])
+    with pytest.raises(PermissionError):
+        list_images(tmp_path / "a")
+
+
+def test_names_that_differ_in_their_accents_spelling_match(tmp_path):
+    names = [unicodedata.normalize(form, "café/été.jpg") for form in ("NFD", "NFC")]
+    assert names[0] != names[1]
+    for on_disk, in_table in (names, names[::-1]):
+        root = tmp_path / str(len(on_disk))
+        (root / on_disk).parent.mkdir(parents=True)
+        photo(0).save(root / on_disk)
+        (tmp_path / "places.csv").write_text(f"path,lat,lon\n{in_table},48,16\n")
+        folder = read_photo_folder(root, positions=tmp_path / "places.csv")
+        assert folder.positions.latitude.tolist() == [48.0]
+        (rows,) = read_positives({on_disk: [in_table]}, database_names=[on_disk], query_names=[in_table])
+        assert rows.tolist() == [0]

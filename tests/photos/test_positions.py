@@ -279,3 +279,70 @@ def test_rows_and_concatenation_correspond():
 def test_a_pipe_is_never_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     assert not Positions.from_photos([tmp_path / "pipe.jpg"]).known.any()  # opening it would hang
+
+
+def table_of(tmp_path, text):
+    (tmp_path / "positions.csv").write_text("path,lat,lon\n" + text)
+    return tmp_path / "positions.csv"
+
+
+def test_a_row_is_given_to_one_photo_alone(tmp_path, caplog):
+    photos = ["sydney/IMG_0001.jpg", "vienna/IMG_0001.jpg"]
+    only_vienna = Positions.from_table(table_of(tmp_path, "vienna/IMG_0001.jpg,48,16\n"), photos)
+    assert only_vienna.known.tolist() == [False, True]
+    assert Positions.from_table(table_of(tmp_path, "vienna/IMG_0001.jpg,48,16\n"), photos[:1]).known.tolist() == [False]
+    bare = Positions.from_table(table_of(tmp_path, "IMG_0001.jpg,48,16\n"), photos)
+    assert not bare.known.any()
+    assert "1 rows fit several photos and are given to none, such as 'IMG_0001.jpg'" in caplog.text
+    # The end of a path is enough where it fits one photo, whichever of the two is longer.
+    for row in ("vienna/IMG_0001.jpg", "photos/vienna/IMG_0001.jpg"):
+        near = Positions.from_table(table_of(tmp_path, f"{row},48,16\n"), [f"europe/{photos[1]}", *photos][1:])
+        assert near.known.tolist() == [False, True]
+    assert not Positions.from_table(table_of(tmp_path, "na/IMG_0001.jpg,48,16\n"), ["vienna/IMG_0001.jpg"]).known.any()
+
+
+def test_the_null_island_of_a_table_is_unknown_too(tmp_path, caplog):
+    positions = Positions.from_table(
+        table_of(tmp_path, "1.jpg,0,0\n2.jpg,0,1\n3.jpg,0.0,-0.0\n"), ["1.jpg", "2.jpg", "3.jpg"]
+    )
+    assert positions.known.tolist() == [False, True, False]
+    assert "2 rows are at 0, 0, which counts as unknown, such as '1.jpg'" in caplog.text
+
+
+def test_a_hemispheres_letter_in_place_of_a_bands_is_understood(caplog):
+    sydney, vienna = Positions.from_degrees([-33.85997], [151.21385]), Positions.from_degrees([48.2], [16.37])
+    names = [
+        f"@{each.easting[0]:.2f}@{each.northing[0]:.2f}@{each.zone[0]}@{letter}@{each.latitude[0]:.5f}"
+        f"@{each.longitude[0]:.5f}@@@@@@@@@.jpg"
+        for each, letter in ((sydney, "S"), (vienna, "N"), (sydney, "H"), (vienna, "C"))
+    ]
+    positions = Positions.from_names(names)
+    np.testing.assert_allclose(positions.latitude, [-33.85997, 48.2, -33.85997, 48.2], atol=1e-4)
+    assert positions.south.tolist() == [True, False, True, False]
+    assert not caplog.text
+
+
+def test_a_name_with_two_places_is_not_believed_and_it_is_said(caplog):
+    near, far = (f"@0334786.00@6252080.00@56@H@{latitude}@0151.21385@@@@@@@@@.jpg" for latitude in (-33.87, -35.5))
+    positions = Positions.from_names([near, far, far])
+    assert positions.known.tolist() == [True, False, False]
+    assert np.isnan(positions.latitude[1:]).all()
+    assert f"2 names have metres and degrees more than 5 km apart, such as '{far}'" in caplog.text
+
+
+def test_positives_over_the_poles_and_the_antimeridian():
+    metre = 1 / 111_694  # of latitude, at a pole
+    for latitude, longitude, metres in (
+        ((90 - 8 * metre, 90 - 8 * metre), (0.0, 180.0), 16),  # across the pole
+        ((-90 + 8 * metre, -90 + 8 * metre), (10.0, -170.0), 16),
+        ((85.0, 85.0 + 20 * metre), (5.9999, 5.9999), 20),
+        ((16.0, 16.0), (179.9999, -179.9999), 21.4),  # 0.0002 degrees of longitude
+        ((0.00009, -0.00009), (30.0, 30.0), 19.9),  # the equator
+    ):
+        database, query = (Positions.from_degrees([lat], [lon]) for lat, lon in zip(latitude, longitude, strict=True))
+        assert distances_m(*(getattr(each, axis) for each in (database, query) for axis in ("latitude", "longitude")))[
+            0
+        ] == pytest.approx(metres, rel=0.01)
+        for one, other in ((database, query), (query, database)):
+            assert positives_within(one, other, metres * 1.02)[0].tolist() == [0]
+            assert positives_within(one, other, metres * 0.98)[0].tolist() == []

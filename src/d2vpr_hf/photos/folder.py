@@ -16,6 +16,11 @@ IMAGE_SUFFIXES: tuple[str, ...] = (
     ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".heic", ".heif",
 )  # fmt: skip
 
+# Of NAS systems, macOS and Windows: thumbnails, deleted files and the like, whose names may be those of photos.
+_SYSTEM_FOLDERS = frozenset(
+    ["@eaDir", "@Recycle", "#recycle", "#snapshot", "__MACOSX", "$RECYCLE.BIN", "System Volume Information"]
+)
+
 
 @dataclass
 class PhotoFolder:
@@ -76,39 +81,48 @@ def list_images(folder: str | Path) -> list[Path]:
 
     Broken links, folders and pipes with such a name are listed too, so that whoever opens them can report them.
 
-    Raises: NotADirectoryError if there is no such folder; PermissionError if one of its folders can't be read.
+    Raises: NotADirectoryError if there is no such folder; PermissionError if it can't be read.
     """
     if not Path(folder).is_dir():
         raise NotADirectoryError(f"{path_to_text(folder)} is no folder. Give a folder that holds photos.")
-    return [Path(entry.path) for entry in list_files(folder) if is_image_name(entry.name)]
+    return [Path(path) for path in list_files(folder) if is_image_name(path) or Path(path).is_dir()]
 
 
-def list_files(folder: str | Path) -> list[os.DirEntry]:
+def list_files(folder: str | Path) -> list[str]:
     """Everything under a folder but the folders that were entered, sorted by path.
 
-    Links to folders are followed, each folder once; a folder named like an image isn't entered, and stands for itself.
-    Names that start with a dot are passed over.
+    Links to folders are followed, each folder once. A folder named like an image isn't entered and stands for itself,
+    as does one that can't be read, so that whoever opens it can report it. Names that start with a dot are passed over,
+    and folders in which systems keep thumbnails and deleted files.
+
+    Raises: PermissionError if the folder itself can't be read.
     """
-    found: list[os.DirEntry] = []
+    found: list[str] = []
     entered: set[tuple[int, int]] = set()
     waiting = [str(folder)]
     while waiting:
         here = waiting.pop()
-        status = Path(here).stat()
-        if (status.st_dev, status.st_ino) in entered:
+        try:
+            status = Path(here).stat()
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(here) as scanned:
+                # Sorted, so that of two links to one folder the same one is entered each time.
+                entries = sorted(scanned, key=lambda entry: os.fsencode(entry.name), reverse=True)
+        except OSError:
+            if here == str(folder):
+                raise
+            found.append(here)
             continue
-        entered.add((status.st_dev, status.st_ino))
-        with os.scandir(here) as scanned:
-            # Sorted, so that of two links to one folder the same one is entered each time.
-            entries = sorted(scanned, key=lambda entry: os.fsencode(entry.name), reverse=True)
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if is_image_name(entry.name) or not entry.is_dir():
-                found.append(entry)
-            else:
+                found.append(entry.path)
+            elif entry.name not in _SYSTEM_FOLDERS:
                 waiting.append(entry.path)
-    return sorted(found, key=lambda entry: os.fsencode(entry.path))
+    return sorted(found, key=os.fsencode)
 
 
 def is_image_name(name: str) -> bool:

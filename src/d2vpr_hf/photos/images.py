@@ -172,6 +172,8 @@ def _exif_of(image: Image.Image) -> Exif:
 def _check_file(path: str | Path) -> None:
     """Refuses what isn't a regular file, before anything opens it."""
     status = Path(path).stat()
+    if stat.S_ISDIR(status.st_mode) and not os.access(path, os.R_OK | os.X_OK):
+        raise UnreadableImage(path, "a folder without permission to read it")
     if not stat.S_ISREG(status.st_mode):
         raise UnreadableImage(path, f"{_FILE_KINDS.get(stat.S_IFMT(status.st_mode), 'something')}, not a file")
     if status.st_size == 0:

@@ -2,17 +2,17 @@
 
 import logging
 import os
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from pyproj import Geod, Proj
+from pyproj import Geod, Proj, Transformer
 from scipy.spatial import cKDTree
 
-from ..files import path_to_text
+from ..files import name_key, path_to_text
 from .images import read_exif
 from .names import UtmName
 
@@ -20,6 +20,10 @@ logger = logging.getLogger(__name__)
 
 # A zone is 6 degrees wide. Twice that on either side is far beyond any radius, and projections still hold there.
 _WINDOW_DEGREES = 12
+# Beyond it the standard has no UTM zones.
+_POLAR_DEGREES = 84
+# A name whose metres and degrees are further apart is wrong in one of them; rounding makes a metre.
+_DOUBTFUL_M = 5000
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,17 +101,17 @@ class Positions:
 
         Only the base name is read. Metres stay as written. Degrees are computed from them where the zone is
         given, since names round degrees to about a metre; blank zones give mock positions. A name of another
-        form, or with other than numbers where numbers belong, is unknown.
+        form, or with other than numbers where numbers belong, is unknown. Of the two hemispheres the one counts that
+        the name's own degrees agree with, whatever its letter; where neither does, the name is unknown and logged.
         """
-        parsed = np.array([_of_name(path) for path in paths], np.float64).reshape(-1, 6)
-        easting, northing, zone, south, latitude, longitude = parsed.T
-        zone, south = zone.astype(np.int16), south.astype(bool)
-        exact_longitude, exact_latitude = _utm(easting, northing, zone, south, inverse=True)
-        latitude = np.where(zone > 0, exact_latitude, latitude)
-        longitude = np.where(zone > 0, exact_longitude, longitude)
-        named = cls(latitude, longitude, easting, northing, zone, south)
-        only_degrees = np.flatnonzero(np.isnan(easting) & ~np.isnan(latitude) & ~np.isnan(longitude))
-        return named._with_rows(only_degrees, cls.from_degrees(latitude[only_degrees], longitude[only_degrees]))
+        named, apart_m = _read_names(paths)
+        doubtful = np.flatnonzero(apart_m > _DOUBTFUL_M)
+        if len(doubtful):
+            logger.warning(
+                "%d names have metres and degrees more than %d km apart, such as %r: their places count as unknown.",
+                len(doubtful), _DOUBTFUL_M / 1000, path_to_text(paths[doubtful[0]]),
+            )  # fmt: skip
+        return named._with_rows(doubtful, cls.unknown(len(doubtful)))
 
     @classmethod
     def from_photos(cls, paths: Sequence[str | Path]) -> "Positions":
@@ -127,33 +131,28 @@ class Positions:
     def from_table(cls, table: str | Path, paths: Sequence[str | Path]) -> "Positions":
         """Positions from a CSV or Parquet file with the columns path, lat and lon (degrees, WGS84).
 
-        A photo's row is the one that has its path as given here or, failing that, its base name. Photos without
-        a row are unknown and rows without a photo are left out; both are logged as a warning.
+        A photo's row has its path as given here or, failing that, the end of it, such as the base name, or a longer
+        path that ends with it. A row that fits several photos in this way is given to none. Photos without a row, and
+        those at exactly 0, 0, are unknown, and rows without a photo are left out; all of it is logged as a warning.
 
         Raises: ValueError naming the row if degrees are no numbers or out of range, or a path appears twice or is
-            no text; naming the columns if one is missing; naming the photo if several rows have its base name.
+            no text; naming the columns if one is missing; naming the photo if several rows fit it.
         """
         wanted, latitude, longitude = _read_table(Path(table))
-        row_of = {path: row for row, path in enumerate(wanted)}
-        shared = Counter(path.rpartition("/")[2] for path in wanted)
-        row_of_base = {path.rpartition("/")[2]: row for row, path in enumerate(wanted)}
-        rows = np.full(len(paths), -1)
-        for photo, path in enumerate(paths):
-            text = path_to_text(path)
-            base = text.rpartition("/")[2]
-            if text not in row_of and shared[base] > 1:
-                raise ValueError(
-                    f"{table} has {shared[base]} rows named {base!r}, and none with the path {text!r}. "
-                    "Write paths relative to the folder of photos."
-                )
-            rows[photo] = row_of.get(text, row_of_base.get(base, -1))
-        unused = sorted(set(range(len(wanted))) - set(rows.tolist()))
+        photos = [name_key(path_to_text(path)) for path in paths]
+        rows, unclear = _matching_rows(wanted, photos, str(table))
+        nowhere = (latitude == 0) & (longitude == 0)
+        latitude, longitude = np.where(nowhere, np.nan, latitude), np.where(nowhere, np.nan, longitude)
+        unused = np.setdiff1d(np.setdiff1d(np.arange(len(wanted)), rows), unclear)
         without = np.flatnonzero(rows < 0)
-        if unused:
-            logger.warning("%s: %d rows match no photo, such as %r.", table, len(unused), wanted[unused[0]])
-        if len(without):
-            first = path_to_text(paths[without[0]])
-            logger.warning("%s: %d photos have no row and so no position, such as %r.", table, len(without), first)
+        for number, what, example in (
+            (unused, "rows match no photo", wanted),
+            (unclear, "rows fit several photos and are given to none", wanted),
+            (np.flatnonzero(nowhere), "rows are at 0, 0, which counts as unknown", wanted),
+            (without, "photos have no row and so no position", photos),
+        ):
+            if len(number):
+                logger.warning("%s: %d %s, such as %r.", table, len(number), what, example[number[0]])
         found = np.flatnonzero(rows >= 0)
         return cls.unknown(len(paths))._with_rows(found, cls.from_degrees(latitude, longitude)[rows[found]])
 
@@ -179,9 +178,12 @@ def positives_within(database: Positions, queries: Positions, radius_m: float = 
         raise ValueError(f"radius_m is {radius_m}, but must be a distance in metres, 0 or more, such as 25.")
     positives = [np.empty(0, np.int64) for _ in range(len(queries))]
     group = queries.zone.astype(np.int64) * 2 + queries.south
-    for key in np.unique(group[queries.known]):
+    # Zones meet at the poles, and beyond their last parallels UTM isn't meant to be used.
+    polar = queries.known & (np.abs(queries.latitude) > _POLAR_DEGREES)
+    _find_near_poles(positives, database, queries, np.flatnonzero(polar), radius_m)
+    for key in np.unique(group[queries.known & ~polar]):
         zone, south = divmod(int(key), 2)
-        asking = np.flatnonzero(queries.known & (group == key))
+        asking = np.flatnonzero(queries.known & ~polar & (group == key))
         rows, points = points_in_zone(database, zone, bool(south))
         if not len(rows):
             continue
@@ -191,6 +193,23 @@ def positives_within(database: Positions, queries: Positions, radius_m: float = 
         for query, found in zip(asking, near, strict=True):
             positives[query] = rows[np.asarray(found, np.int64)]
     return positives
+
+
+def _find_near_poles(
+    positives: list[np.ndarray], database: Positions, queries: Positions, asking: np.ndarray, radius_m: float
+) -> None:
+    """Fills in the positives of queries near a pole, by straight lines through space, which know no border."""
+    rows = np.flatnonzero(database.known & (np.abs(database.latitude) > _POLAR_DEGREES - 1))
+    if not len(asking) or not len(rows):
+        return
+    to_space = Transformer.from_crs("EPSG:4979", "EPSG:4978", always_xy=True)
+    points = [
+        np.column_stack(to_space.transform(each.longitude[chosen], each.latitude[chosen], np.zeros(len(chosen))))
+        for each, chosen in ((database, rows), (queries, asking))
+    ]
+    near = cKDTree(points[0]).query_ball_point(points[1], radius_m, return_sorted=True)
+    for query, found in zip(asking, near, strict=True):
+        positives[query] = rows[np.asarray(found, np.int64)]
 
 
 def distances_m(
@@ -256,6 +275,65 @@ def _utm(
             utm = Proj(proj="utm", zone=number, south=below, ellps="WGS84")
             first[rows], second[rows] = utm(x[rows], y[rows], inverse=inverse)
     return first, second
+
+
+def apart_in_names_m(paths: Sequence[str | Path]) -> np.ndarray:
+    """(rows,) metres between the two places that a name holds, by metres and by degrees; nan where one is missing."""
+    return _read_names(paths)[1]
+
+
+def _read_names(paths: Sequence[str | Path]) -> tuple[Positions, np.ndarray]:
+    """The places that names hold, and how far those by metres and by degrees are apart."""
+    parsed = np.array([_of_name(path) for path in paths], np.float64).reshape(-1, 6)
+    easting, northing, zone, south, latitude, longitude = parsed.T
+    zone, south = zone.astype(np.int16), south.astype(bool)
+    exact, apart_m = [], []
+    for below in (south, ~south):
+        degrees = _utm(easting, northing, zone, below, inverse=True)
+        exact.append(degrees)
+        apart_m.append(distances_m(latitude, longitude, degrees[1], degrees[0]))
+    # Some write the hemisphere's letter in place of the band's.
+    other = (apart_m[0] > _DOUBTFUL_M) & (apart_m[1] <= _DOUBTFUL_M)
+    south = south ^ other
+    exact_longitude, exact_latitude = (np.where(other, exact[1][axis], exact[0][axis]) for axis in (0, 1))
+    named = Positions(
+        np.where(zone > 0, exact_latitude, latitude),
+        np.where(zone > 0, exact_longitude, longitude),
+        easting, northing, zone, south,
+    )  # fmt: skip
+    only = np.flatnonzero(np.isnan(easting) & ~np.isnan(latitude) & ~np.isnan(longitude))
+    named = named._with_rows(only, Positions.from_degrees(latitude[only], longitude[only]))
+    return named, np.where(other, apart_m[1], apart_m[0])
+
+
+def _matching_rows(wanted: Sequence[str], photos: Sequence[str], table: str) -> tuple[np.ndarray, np.ndarray]:
+    """(photos,) each one's row of a table, -1 for none; and the rows that fit several photos.
+
+    Raises: ValueError if several rows fit a photo.
+    """
+    keys = [name_key(path) for path in wanted]
+    row_of = {path: row for row, path in enumerate(keys)}
+    rows = np.array([row_of.get(path, -1) for path in photos], np.int64)
+    taken = set(rows.tolist())
+    of_base = defaultdict(list)
+    for row, path in enumerate(keys):
+        if row not in taken:
+            of_base[path.rpartition("/")[2]].append(row)
+    fitting = defaultdict(list)
+    for photo in np.flatnonzero(rows < 0).tolist():
+        name, base = photos[photo], photos[photo].rpartition("/")[2]
+        ends = [row for row in of_base[base] if f"/{name}".endswith(f"/{keys[row]}") or keys[row].endswith(f"/{name}")]
+        if len(ends) > 1:
+            raise ValueError(
+                f"{table} has {len(ends)} rows named {base!r}, and none with the path {name!r}. "
+                "Write paths relative to the folder of photos."
+            )
+        for row in ends:
+            fitting[row].append(photo)
+    for row, fits in fitting.items():
+        if len(fits) == 1:
+            rows[fits[0]] = row
+    return rows, np.array([row for row, fits in fitting.items() if len(fits) > 1], np.int64)
 
 
 _UNKNOWN = (np.nan, np.nan, 0, False, np.nan, np.nan)

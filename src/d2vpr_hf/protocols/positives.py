@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import name_key
 from ..messages import first_few
 
 _SHAPE = '{"query.jpg": ["database.jpg", ...], ...}'
@@ -53,15 +54,16 @@ class _NameTable:
 
     def __init__(self, names: Sequence[str]) -> None:
         self._by_base = defaultdict(list)
-        for row, name in enumerate(names):
+        for row, name in enumerate(map(name_key, names)):
             self._by_base[PurePosixPath(name).name].append((name, row))
         self._missing: dict[str, None] = {}
         self._ambiguous: dict[str, None] = {}
 
     def row(self, name: str) -> int | None:
-        same_base = self._by_base.get(PurePosixPath(name).name, [])
-        rows = [row for known, row in same_base if known == name]
-        rows = rows or [row for known, row in same_base if known.endswith(f"/{name}")]
+        key = name_key(name)
+        same_base = self._by_base.get(PurePosixPath(key).name, [])
+        rows = [row for known, row in same_base if known == key]
+        rows = rows or [row for known, row in same_base if known.endswith(f"/{key}")]
         if len(rows) == 1:
             return rows[0]
         (self._ambiguous if rows else self._missing)[name] = None

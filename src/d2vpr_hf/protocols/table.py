@@ -110,7 +110,7 @@ def fingerprint(record: ProtocolRecord, layout: Layout, folder: Path) -> str:
 
 def _files_under(source: Path) -> Iterator[bytes]:
     """Name, size and date of a file, or of all files in a folder, sorted by name; nothing where neither is there."""
-    paths = [entry.path for entry in list_files(source)] if source.is_dir() else [source]
+    paths = list_files(source) if source.is_dir() else [source]
     for path in paths:
         # Of a link to nothing, or a file that isn't there, the name alone counts.
         yield b"%s\0%d\0%d\0" % (os.fsencode(path), *file_state(path))

@@ -10,8 +10,7 @@ import numpy as np
 
 from ..messages import first_few
 from ..photos.images import UnreadableImage, open_image
-from ..photos.names import UtmName
-from ..photos.positions import distances_m, positives_within
+from ..photos.positions import apart_in_names_m, positives_within
 from .layouts.base import Split, UtmFolders
 from .open import ProtocolFolder, missing_photos
 from .records import Count, ProtocolRecord
@@ -116,7 +115,8 @@ def check_coordinates(opened: ProtocolFolder) -> Iterator[Finding]:
     record, zones = opened.record, set()
     for side, split in sides(opened).items():
         positions, names = split.photos.positions, np.array(split.photos.names, object)
-        unknown = names[~positions.known].tolist()
+        doubtful = apart_in_names_m(split.photos.paths) > _NAME_DEGREES_M  # of which more is said below
+        unknown = names[~positions.known & ~doubtful].tolist()
         # Where positives come from a list, nobody needs positions.
         if unknown and record.rule.radius_m is not None and opened.rule == str(Within(record.rule.radius_m)):
             text = f"{len(unknown):,} {_photos(side)} have no position: {_some(unknown)}. "
@@ -145,18 +145,15 @@ def check_coordinates(opened: ProtocolFolder) -> Iterator[Finding]:
 
 def _degrees_that_disagree(split: Split, side: str) -> Iterator[Finding]:
     """UTM names hold a position twice; where the two differ, one of them is wrong."""
-    positions = split.photos.positions
-    named = {row: name for row, path in enumerate(split.photos.paths) if (name := UtmName.read(path))}
-    rows = list(named)
-    degrees = np.array([[name.number("latitude"), name.number("longitude")] for name in named.values()]).reshape(-1, 2)
-    metres = distances_m(degrees[:, 0], degrees[:, 1], positions.latitude[rows], positions.longitude[rows])
-    wrong = np.flatnonzero(metres > _NAME_DEGREES_M)
+    apart_m = apart_in_names_m(split.photos.paths)
+    wrong = np.flatnonzero(apart_m > _NAME_DEGREES_M)
     if len(wrong):
-        names = [split.photos.names[rows[row]] for row in wrong]
+        names = [split.photos.names[row] for row in wrong]
         yield Finding(
             "coordinates",
             f"{len(names):,} {_photos(side)} have degrees and metres in their names that are up to "
-            f"{np.nanmax(metres):,.0f} m apart: {_some(names)}. Metres are used; restore the names.",
+            f"{np.nanmax(apart_m):,.0f} m apart: {_some(names)}. Metres are used up to a few kilometres, and beyond "
+            "that the place is unknown; restore the names.",
         )
 
 
