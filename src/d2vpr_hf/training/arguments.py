@@ -68,10 +68,10 @@ class TrainingArguments:
         "fields of the student",
         MODEL,
     )
-    recovery_start: Literal["random", "pass_through", "principal"] = key(
+    recovery_start: Literal["random", "pass_through", "taught"] = key(
         "random",
         "of a student from DINOv2. pass_through: the last of its recovery layers as it is, which knows places before "
-        "any training; principal: the same, in the directions in which its tokens vary most, fitted on training photos",
+        "any training; taught: what comes nearest to the teacher's patch tokens, by regression on training photos",
         MODEL,
     )
     head_dim: int | None = key(
@@ -241,6 +241,8 @@ class TrainingArguments:
                 f"recovery_start is {self.recovery_start}, but passes on blocks of DINOv2, and model names none. Give "
                 "model, or leave recovery_start out."
             )
+        if self.recovery_start == "taught" and self.teacher is None:
+            raise ValueError("recovery_start is taught, but there is no teacher. Give one, or pass_through.")
         for entry in self.validation:
             if not all(entry.partition("=")):
                 raise ValueError(f"validation has {entry!r}, but expects PROTOCOL=FOLDER, such as folders=data/town.")

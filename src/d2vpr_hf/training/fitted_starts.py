@@ -7,15 +7,16 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..models.d2vpr.modeling_d2vpr import D2VprModel
+from ..models.d2vpr.modeling_d2vpr import D2VprModel, D2VprModelOutput
 from .arguments import TrainingArguments
 from .data.batches import TrainingImages
 from .data.sampler import PlaceSampler
+from .teachers import Teacher
 
 logger = logging.getLogger(__name__)
 
 # Photos of the first batches that a head is fitted on, and a recovery module, at most.
-HEAD_PHOTOS, RECOVERY_PHOTOS = 4096, 512
+HEAD_PHOTOS, RECOVERY_PHOTOS = 4096, 384
 AT_A_TIME = 32
 # Of the descriptors' directions, those of largest variance.
 DIRECTIONS = 1024
@@ -24,6 +25,8 @@ DIRECTIONS = 1024
 WITHIN_POWER, TOTAL_POWER = 0.5, 0.25
 # Of few pairs some directions seem hardly to vary within a place; so much of the whole variance is mixed in.
 SHRINKAGE = 0.2
+# Of the mean variance of a block's numbers.
+RIDGE = 1e-4
 
 
 def fit_starts(
@@ -32,6 +35,7 @@ def fit_starts(
     images: TrainingImages,
     sampler: PlaceSampler,
     precision: str,
+    teacher: Teacher | None,
 ) -> None:
     """Fits, in place, what the arguments ask to be fitted, on the photos of the first batches.
 
@@ -39,24 +43,25 @@ def fit_starts(
         images: as they are trained on.
         sampler: its epoch is left at the first one.
         precision: "bf16" for bfloat16 autocast, else float32.
+        teacher: whose patch tokens a taught recovery module comes near to; it sees the student's own view.
 
     Raises: ValueError if the photos are too few for the head's numbers.
     """
     photos = FirstPhotos(images, sampler, precision)
-    if arguments.recovery_start == "principal":
-        start_recovery(model, photos)
+    if arguments.recovery_start == "taught":
+        start_recovery(model, photos, teacher)
     if getattr(arguments, "head_start", "random") == "whitened":
         start_head(model, photos, arguments.head_first_share)
 
 
 class FirstPhotos:
-    """What a model says of the photos of the first batches."""
+    """The photos of the first batches."""
 
     def __init__(self, images: TrainingImages, sampler: PlaceSampler, precision: str) -> None:
         self.images, self.sampler, self.precision = images, sampler, precision
 
-    def described(self, model: D2VprModel, most: int, what: str) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The field `what` of the model's output, on the CPU, and the places, some photos at a time."""
+    def described(self, model: D2VprModel, most: int) -> Iterator[tuple[D2VprModelOutput, torch.Tensor, torch.Tensor]]:
+        """What the model says of some photos at a time, blocks included, with their pixel values and their places."""
         device = next(model.parameters()).device
         self.sampler.set_epoch(0)
         draws = [draw for batch in self.sampler for draw in batch][:most]
@@ -66,29 +71,46 @@ class FirstPhotos:
             batch = [self.images[draw] for draw in draws[start : start + AT_A_TIME]]
             pixels = torch.stack([image.pixels for image in batch]).to(device)
             with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                output = model(pixels, output_hidden_states=what == "hidden_states")
-            yield output[what], torch.tensor([image.place for image in batch])
+                output = model(pixels, output_hidden_states=True)
+            yield output, pixels, torch.tensor([image.place for image in batch])
         model.train(was_training)
 
 
-def start_recovery(model: D2VprModel, photos: FirstPhotos) -> None:
-    """Lets a pass-through pass on the directions in which the last recovery layer's tokens vary most."""
-    width, layer = model.config.backbone_config.hidden_size, model.config.recovery_layers[-1]
-    second = torch.zeros(width, width, dtype=torch.float64)
-    for states, _ in photos.described(model, RECOVERY_PHOTOS, "hidden_states"):
-        tokens = F.normalize(states[layer][:, 1:].float().cpu().flatten(0, 1), dim=1).double()
-        second += tokens.T @ tokens
-    _, directions = torch.linalg.eigh(second)
-    half = directions.flip(1)[:, : model.config.aggregator_dim // 2].T.float()
+def start_recovery(model: D2VprModel, photos: FirstPhotos, teacher: Teacher) -> None:
+    """Lets the recovery module pass on what of the teacher's patch tokens a linear map finds in its blocks.
+
+    Of a ridge regression's predictions, the directions in which they vary most are kept, and their negatives.
+    """
+    layers, width = model.config.recovery_layers, teacher.width
+    joined = model.recovery.projection.in_features
+    squares, products = torch.zeros(joined, joined).double(), torch.zeros(joined, width).double()
+    sums, count = torch.zeros(joined).double(), 0
+    for output, pixels, _ in photos.described(model, RECOVERY_PHOTOS):
+        blocks = [output.hidden_states[layer][:, 1:].float().flatten(0, 1) for layer in layers]
+        # As the norm behind it has no bias yet, a token's length makes no difference to what is recovered.
+        own = (torch.cat(blocks, dim=1) / blocks[-1].norm(dim=1, keepdim=True)).cpu()
+        taught = F.normalize(teacher.teach(pixels).patch_tokens.flatten(2).mT.flatten(0, 1), dim=1).cpu()
+        squares += own.T @ own
+        products += own.T @ taught
+        sums += own.sum(dim=0)
+        count += len(own)
+    ridge = RIDGE * squares.trace() / joined * torch.eye(joined).double()
+    found = torch.linalg.solve(squares + ridge, products)  # (joined, teacher's width)
+    mean = found.T @ sums / count
+    _, directions = torch.linalg.eigh(found.T @ squares @ found / count - mean[:, None] * mean)
+    half = (found @ directions.flip(1)[:, : model.config.aggregator_dim // 2]).T.float()
+    half *= joined**0.5 / half.norm()
     with torch.no_grad():
-        model.recovery.projection.weight[:, -width:] = torch.cat([half, -half])
+        model.recovery.projection.weight.copy_(torch.cat([half, -half]))
 
 
 def start_head(model: D2VprModel, photos: FirstPhotos, first_share: float | None) -> None:
     """Lets the head whiten; `first_share` is that of the first vector in the squared length, None its own."""
-    found = list(photos.described(model, HEAD_PHOTOS, "regional_descriptors"))
-    regional = torch.cat([each.float().cpu() for each, _ in found])
-    places = torch.cat([each for _, each in found])
+    found = [
+        (output.regional_descriptors.float().cpu(), places)
+        for output, _, places in photos.described(model, HEAD_PHOTOS)
+    ]
+    regional, places = (torch.cat(each) for each in zip(*found, strict=True))
     weights = torch.ones(regional.shape[1])
     if first_share is not None:
         squares = regional.double().pow(2).sum(dim=2).mean(dim=0)  # (14)

@@ -349,7 +349,8 @@ def _prepare(
         targets.whitening = Whitening.load(folder.whitening)
     if state is None and accelerator.is_main_process:
         # Other processes get what is fitted when the student is prepared.
-        fit_starts(arguments, trainee.model.to(accelerator.device), images, sampler, accelerator.mixed_precision)
+        model, known = trainee.model.to(accelerator.device), targets.teacher if targets else None
+        fit_starts(arguments, model, images, sampler, accelerator.mixed_precision, known)
     accelerator.wait_for_everyone()
     student, frozen = make_student(arguments, trainee, targets.width if targets else None)
     student, optimizer = accelerator.prepare(student, make_optimizer(arguments, student))
