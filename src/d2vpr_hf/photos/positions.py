@@ -15,6 +15,7 @@ from scipy.spatial import cKDTree
 from ..files import name_key, path_to_text
 from .images import read_exif
 from .names import UtmName
+from .tables import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -362,7 +363,7 @@ def _read_table(table: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     import pandas as pd  # loaded where it is used: importing this package leaves pandas alone
 
     is_parquet = table.suffix.lower() == ".parquet"
-    frame = pd.read_parquet(table) if is_parquet else pd.read_csv(table, dtype={"path": str})
+    frame = read_table(table, dtype={"path": str})
     if missing := [name for name in ("path", "lat", "lon") if name not in frame.columns]:
         raise ValueError(
             f"{table} lacks {', '.join(missing)}; its columns are {', '.join(map(str, frame.columns))}. "

@@ -17,6 +17,7 @@ from ..panoramas.training_views import SPAN_COLUMNS, panorama_conflicts
 from ..photos.dataset import ImageRows
 from ..photos.folder import list_images
 from ..photos.images import open_image
+from ..photos.tables import read_table
 from .layouts.base import check_inside
 from .layouts.gsv import GsvCities, city_tables, read_city
 
@@ -186,9 +187,7 @@ def _missing_photos(folder: Path, names: "Series") -> list[str]:
 
 
 def _of_metadata(root: Path, path: Path, place_column: str) -> TrainingPlaces:
-    import pandas as pd  # loaded where it is used: importing this package leaves pandas alone
-
-    table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, low_memory=False)
+    table = read_table(path, low_memory=False)
     for column in ("file_name", place_column):
         _check_column(column, list(table.columns), path_to_text(path))
     if table["file_name"].isna().any():

@@ -77,17 +77,20 @@ class _NameTable:
 def _read_json(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"{path} isn't there, but positives are read from a JSON file of {_SHAPE}.")
+    twice: list[str] = []
+
+    def as_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        # JSON itself would keep the last of two equal names in silence.
+        twice.extend(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        return dict(pairs)
+
     try:
-        return json.loads(path.read_bytes(), object_pairs_hook=lambda pairs: _once_each(pairs, path))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        content = json.loads(path.read_bytes(), object_pairs_hook=as_dict)
+    except (ValueError, RecursionError) as error:  # of text, of numbers too long, of depth
         raise ValueError(f"{path} isn't JSON ({error}). Positives are a JSON file of {_SHAPE}.") from error
-
-
-def _once_each(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    """A JSON object as a dict; JSON itself would keep the last of two equal names in silence."""
-    if twice := [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]:
+    if twice:
         raise ValueError(f"{path} lists {first_few(twice, 10)} more than once. Join the lists of each query into one.")
-    return dict(pairs)
+    return content
 
 
 def _checked_lists(content: Any, source: str) -> Mapping[str, Sequence[str]]:

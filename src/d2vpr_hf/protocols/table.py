@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
-from ..files import file_state, path_to_text, replacing_folder
+from ..files import path_to_text, replacing_folder
 from ..photos.folder import list_files
+from ..retrieval.descriptors import file_states
 from ..version import __version__
 from .layouts.base import Layout, Split
 from .open import ProtocolFolder, find_layout, open_protocol, warn_of_counts
@@ -111,9 +112,9 @@ def fingerprint(record: ProtocolRecord, layout: Layout, folder: Path) -> str:
 def _files_under(source: Path) -> Iterator[bytes]:
     """Name, size and date of a file, or of all files in a folder, sorted by name; nothing where neither is there."""
     paths = list_files(source) if source.is_dir() else [source]
-    for path in paths:
-        # Of a link to nothing, or a file that isn't there, the name alone counts.
-        yield b"%s\0%d\0%d\0" % (os.fsencode(path), *file_state(path))
+    # Of a link to nothing, or a file that isn't there, the name alone counts.
+    for path, state in zip(paths, file_states(paths), strict=True):
+        yield os.fsencode(path) + b"\0" + state.tobytes()
 
 
 def rows_of(opened: ProtocolFolder, side: str, rows: range) -> dict[str, list[Any]]:

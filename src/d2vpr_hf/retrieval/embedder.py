@@ -459,7 +459,7 @@ def _open(image: Any, name: str) -> Image.Image:
     if isinstance(image, Image.Image):
         try:
             return to_rgb(image)
-        except (OSError, SyntaxError, ValueError) as error:  # a file opened by the caller shows its damage here
+        except Exception as error:  # a file opened by the caller shows its damage here, by whatever Pillow raises
             raise UnreadableImage(name, f"damaged: {error}") from error
     if not isinstance(image, np.ndarray):
         raise UnreadableImage(name, f"of type {type(image).__name__}, which is no path, PIL image or array")

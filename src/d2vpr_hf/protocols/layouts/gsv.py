@@ -9,6 +9,7 @@ import numpy as np
 from ...files import path_to_text
 from ...photos.folder import PhotoFolder
 from ...photos.positions import Positions
+from ...photos.tables import read_table
 from .base import Layout, Reading, Split, check_inside
 
 if TYPE_CHECKING:
@@ -65,9 +66,7 @@ def read_city(number: int, path: Path) -> "DataFrame":
 
     Raises: ValueError if it isn't a table of the set.
     """
-    import pandas as pd  # loaded where it is used: importing this package leaves pandas alone
-
-    table = pd.read_csv(path, dtype={"panoid": str, "city_id": str})
+    table = read_table(path, dtype={"panoid": str, "city_id": str})
     if missing := [column for column in _COLUMNS if column not in table.columns]:
         raise ValueError(f"{path_to_text(path)} lacks the columns {missing}. Download it again.")
     if odd := [column for column in _NUMBERS if table[column].dtype.kind != "i"]:

@@ -9,6 +9,7 @@ import numpy as np
 from ...files import path_to_text
 from ...photos.folder import PhotoFolder
 from ...photos.positions import Positions
+from ...photos.tables import read_table
 from ..object_arrays import read_names, read_positive_rows, read_row_numbers
 from .base import Layout, Reading, Split, check_inside, known_details
 
@@ -109,8 +110,6 @@ class MslsTree(Layout):
 
     def _read_city(self, folder: Path, whole: bool = False) -> Split:
         """The photos of one side of a city: those of the task, or the whole table."""
-        import pandas as pd  # loaded where it is used: importing this package leaves pandas alone
-
         tables = {}
         for table in self._tables(whole):
             file = folder / f"{table}.csv"
@@ -119,10 +118,7 @@ class MslsTree(Layout):
                     f"{path_to_text(file)} is missing, but it says which photos belong to {self.name}. Unpack the "
                     "download's metadata too, or put the NumPy lists of the set beside the cities."
                 )
-            try:
-                tables[table] = pd.read_csv(file, index_col=0)
-            except ValueError as error:
-                raise ValueError(f"{path_to_text(file)} is no table ({error}). Unpack it again.") from error
+            tables[table] = read_table(file, index_col=0)
             if lacking := [column for column in _COLUMNS[table] if column not in tables[table].columns]:
                 raise ValueError(f"{path_to_text(file)} lacks the columns {lacking}. Unpack it again.")
         if len({len(table) for table in tables.values()}) != 1:
