@@ -300,24 +300,25 @@ class PlaceIndex:
         Raises: ValueError naming what differs.
         """
         pairs = {"processor": (self.processor, processor), "dtype": (self.dtype, dtype)}
-        others = [
-            f"{name} {difference(*pair)}" for name, pair in pairs.items() if None not in pair and pair[0] != pair[1]
-        ]
+        differing = {name: pair for name, pair in pairs.items() if None not in pair and pair[0] != pair[1]}
+        others = [f"{name} {difference(*pair)}" for name, pair in differing.items()]
         if weight_hash != self.weight_hash and dim not in (0, self.dim):
             found = f"of {self.dim} numbers, but the model gives {dim}"
             remedy = f"Open the model at descriptor_dim={self.dim} (--dim) if it has a nested head"
         elif weight_hash != self.weight_hash:
-            found = (
-                f"(weights {self.weight_hash[:8]}), but the others come from {model_name} (weights {weight_hash[:8]})"
-            )
+            others_name, own = f"{model_name} (weights {weight_hash[:8]})", self.weight_hash[:8]
+            found = f"of {self.model_name} (weights {own}), but the others come from {others_name}"
             remedy = f"Use {self.model_name}"
         elif others:
-            found, remedy = f"made with other settings ({', '.join(others)})", "Use those of the index"
+            found, remedy = (
+                f"of {self.model_name} made with other settings ({', '.join(others)})",
+                "Use those of the index",
+            )
         else:
             return
         raise ValueError(
-            f"The index holds descriptors of {self.model_name} {found}, and the two can't be compared. {remedy}, or "
-            "build a new index with `d2vpr index`."
+            f"The index holds descriptors {found}, and the two can't be compared. {remedy}, or build a new "
+            "index with `d2vpr index`."
         )
 
     def _allowed(

@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch.nn import functional as F
 
 from ..files import TEMPORARY_SUFFIX, replace_file
+from ..retrieval.embedder import processor_settings
 from .teachers import Teacher
 
 logger = logging.getLogger(__name__)
@@ -54,8 +55,8 @@ class TeacherCache:
                 f"The teacher {teacher.name} runs in mode {teacher.mode!r}, in which an image's descriptor depends on "
                 "the batch, so it can't be kept. Take teacher_mode batch_independent, or leave teacher_cache out."
             )
-        settings = processor.to_dict() if hasattr(processor, "to_dict") else {"processor": type(processor).__name__}
-        about = {"teacher": teacher.version_hash, "width": teacher.width, "dtype": teacher.dtype, "processor": settings}
+        about = {"teacher": teacher.version_hash, "width": teacher.width, "dtype": teacher.dtype}
+        about["processor"] = processor_settings(processor)
         self._about = json.dumps(about, sort_keys=True, default=str)
         self.folder = Path(folder) / hashlib.sha256(self._about.encode()).hexdigest()[:_NAME_DIGITS]
         self._width = teacher.width
