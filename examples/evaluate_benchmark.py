@@ -36,7 +36,7 @@ folder = Path("runs/evaluate_benchmark")
 town = d2vpr_hf.make_town(folder / "town", places=9, views=3, queries=18, easy_queries=0)
 
 # A protocol is what is ranked and what counts as right: here photos taken within 25 m.
-protocol = d2vpr_hf.benchmark_protocol("folders", town.database.parent)
+protocol = d2vpr_hf.named_protocol("folders", town.database.parent)
 
 # The model first, then what it is compared with. Descriptors are kept in the cache: run the script again, and no photo
 # is embedded.

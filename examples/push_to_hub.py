@@ -20,7 +20,7 @@ processor, model = AutoImageProcessor.from_pretrained(checkpoint), AutoModel.fro
 
 # The card's figures come from evaluations of these very weights; any other is refused.
 town = d2vpr_hf.make_town(folder / "town", places=4, views=3, queries=6, easy_queries=0)
-protocol = d2vpr_hf.benchmark_protocol("folders", town.database.parent)
+protocol = d2vpr_hf.named_protocol("folders", town.database.parent)
 result = d2vpr_hf.evaluate_protocol(protocol, d2vpr_hf.Embedder(model, processor))
 records = {"evaluations": [result], "notes": ["The results are of a drawn town, no evidence about real streets."]}
 

@@ -68,7 +68,7 @@ def make_loader(options: argparse.Namespace, accelerator: Accelerator, processor
 
 def recall(options: argparse.Namespace, model, processor) -> str:
     """On a town that nothing was trained on."""
-    protocol = d2vpr_hf.benchmark_protocol("folders", options.output / "unseen")
+    protocol = d2vpr_hf.named_protocol("folders", options.output / "unseen")
     result = d2vpr_hf.evaluate_protocol(protocol, d2vpr_hf.Embedder(model, processor), progress=False)
     return f"recall@1 {100 * result.recall[1]:.1f} %"
 

@@ -19,7 +19,7 @@ _MODULES = {
     "Descriptors": "retrieval.embedder",
     "Embedder": "retrieval.embedder",
     "PlaceIndex": "retrieval.index",
-    "benchmark_protocol": "evaluation.protocol",
+    "named_protocol": "evaluation.protocol",
     "compare_models": "evaluation.compare",
     "convert_original_state_dict": "models.convert",
     "dataset_protocol": "evaluation.protocol",

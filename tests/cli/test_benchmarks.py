@@ -104,8 +104,8 @@ def test_queries_without_labels_are_left_out_when_told(checkpoint, benchmark, tm
     [
         (["nordland-vg"], "Did you mean nordland-vg-10frames?"),
         (["sped"], "the folder of sped is missing"),
-        (["sped", "somewhere", "--radius-m", "25"], "is a named benchmark, which says itself what is right"),
-        (["sped", "somewhere", "--labelled-only"], "is a named benchmark, which says itself what is right"),
+        (["sped", "somewhere", "--radius-m", "25"], "is a named protocol, which says itself what is right"),
+        (["sped", "somewhere", "--labelled-only"], "is a named protocol, which says itself what is right"),
         (["--database", "a"], "--queries DIR"),
         (["--database", "a", "--queries", "b"], "say what is right"),
     ],

@@ -10,7 +10,7 @@ from PIL import Image
 
 from d2vpr_hf.evaluation.baselines import evaluate_scores, open_peer, read_scores
 from d2vpr_hf.evaluation.compare import compare_models
-from d2vpr_hf.evaluation.protocol import Protocol, benchmark_protocol, folder_protocol
+from d2vpr_hf.evaluation.protocol import Protocol, folder_protocol, named_protocol
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 
@@ -104,7 +104,7 @@ def test_published_scores_give_the_published_recall():
     scores, corridor = DATA / "metadata/vpr_bench/corridor_scores.npz", DATA / "corridor/datasets/corridor"
     if not scores.is_file() or not corridor.is_dir():
         pytest.skip("the corridor's photos and published scores aren't here")
-    protocol = benchmark_protocol("vprbench-corridor", corridor)
+    protocol = named_protocol("vprbench-corridor", corridor)
     hits = {
         name: evaluate_scores(protocol, read_scores(f"{scores}#{name}"), name=name, ks=(1,)).hits[1]
         for name in ("NetVLAD", "denseVLAD", "HybridNet")

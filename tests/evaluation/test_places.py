@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from d2vpr_hf.evaluation.baselines import PeerModel, SquashProcessor, peer_embedder
-from d2vpr_hf.evaluation.protocol import benchmark_protocol, dataset_protocol, folder_protocol, with_distractors
+from d2vpr_hf.evaluation.protocol import dataset_protocol, folder_protocol, named_protocol, with_distractors
 from d2vpr_hf.evaluation.run import evaluate_protocol
 from d2vpr_hf.protocols.table import load_protocol
 from d2vpr_hf.training.validation import Validator
@@ -46,7 +46,7 @@ def places(tmp_path):
 
 
 def test_each_photo_is_looked_for_among_all_others(places):
-    protocol = benchmark_protocol("places", places)
+    protocol = named_protocol("places", places)
     result = evaluate_protocol(protocol, EMBEDDER, ks=(1, 2, 100), progress=False)
     assert protocol.queries.names == ["a/0.png", "a/1.png", "b/0.png", "b/1.png"]  # c/0 is alone in its place
     assert result.counts["database"] == 5
@@ -62,7 +62,7 @@ def test_each_photo_is_looked_for_among_all_others(places):
 
 
 def test_results_hold_hits_and_counts(places):
-    result = evaluate_protocol(benchmark_protocol("places", places), EMBEDDER, ks=(1, 2), progress=False)
+    result = evaluate_protocol(named_protocol("places", places), EMBEDDER, ks=(1, 2), progress=False)
     saved = json.loads(json.dumps(result.to_json()))
     assert saved["hits"] == {"hits@1": 0, "hits@2": 2}
     assert saved["queries_counted"] == 4
@@ -73,7 +73,7 @@ def test_results_hold_hits_and_counts(places):
 
 
 def test_no_query_method_lets_a_photo_answer_itself(places):
-    protocol = benchmark_protocol("places", places)
+    protocol = named_protocol("places", places)
     squashed = evaluate_protocol(protocol, EMBEDDER, ks=(1,), progress=False)
     for method in ("single_query", "five_crops", "nearest_crop"):
         result = evaluate_protocol(protocol, EMBEDDER, ks=(1,), query_method=method, progress=False)
@@ -82,7 +82,7 @@ def test_no_query_method_lets_a_photo_answer_itself(places):
 
 def test_a_twin_is_an_answer_and_the_photo_itself_is_none(places):
     paint(places / "c" / "1.png", SHADES["c/0"])  # the same pixels under another name
-    protocol = benchmark_protocol("places", places)
+    protocol = named_protocol("places", places)
     result = evaluate_protocol(protocol, EMBEDDER, ks=(1,), progress=False)
     for name, twin in (("c/0.png", "c/1.png"), ("c/1.png", "c/0.png")):
         row = protocol.queries.names.index(name)
@@ -92,7 +92,7 @@ def test_a_twin_is_an_answer_and_the_photo_itself_is_none(places):
 
 def test_an_unreadable_photo_is_a_miss_and_no_answer(places):
     (places / "a" / "1.png").write_bytes(b"broken")
-    result = evaluate_protocol(benchmark_protocol("places", places), EMBEDDER, ks=(1, 5), progress=False)
+    result = evaluate_protocol(named_protocol("places", places), EMBEDDER, ks=(1, 5), progress=False)
     skipped = {split: [path[-7:] for path, _ in photos] for split, photos in result.skipped.items()}
     assert skipped == {"database": ["a/1.png"], "queries": ["a/1.png"]}
     assert result.hits[5] == 2
@@ -103,7 +103,7 @@ def test_an_unreadable_photo_is_a_miss_and_no_answer(places):
 def test_distractors_are_in_the_database_alone(places, tmp_path):
     for number, red in enumerate((5, 20)):
         paint(tmp_path / "holidays" / f"{number}.png", red)
-    plain = benchmark_protocol("places", places)
+    plain = named_protocol("places", places)
     protocol = with_distractors(plain, [tmp_path / "holidays"])
     assert protocol.queries.names == plain.queries.names
     assert protocol.database.names == [*plain.database.names, "holidays/0.png", "holidays/1.png"]
@@ -115,13 +115,13 @@ def test_distractors_are_in_the_database_alone(places, tmp_path):
     assert "2 more photos that show the place of no query (distractors: holidays)" in result.markdown()
     # The same, where they lie beside the places.
     (tmp_path / "holidays").rename(places / "distractors")
-    inside = evaluate_protocol(benchmark_protocol("places", places), EMBEDDER, ks=(1,), progress=False)
+    inside = evaluate_protocol(named_protocol("places", places), EMBEDDER, ks=(1,), progress=False)
     assert inside.average_precisions.tolist() == result.average_precisions.tolist()
     assert inside.counts == result.counts
 
 
 def test_distractors_that_are_in_the_protocol_are_refused(places, tmp_path):
-    protocol = benchmark_protocol("places", places)
+    protocol = named_protocol("places", places)
     with pytest.raises(ValueError, match=r"a holds 2 photos that are in places already.*Give a folder without them"):
         with_distractors(protocol, [places / "a"])
     paint(tmp_path / "holidays" / "0.png", 5)
@@ -135,7 +135,7 @@ def test_distractors_that_are_in_the_protocol_are_refused(places, tmp_path):
 def test_a_dataset_of_places_gives_the_same(places, tmp_path):
     table = load_protocol("places", places, cache_dir=tmp_path / "tables")
     of_table = evaluate_protocol(dataset_protocol(table), EMBEDDER, ks=(1, 2), progress=False)
-    of_folder = evaluate_protocol(benchmark_protocol("places", places), EMBEDDER, ks=(1, 2), progress=False)
+    of_folder = evaluate_protocol(named_protocol("places", places), EMBEDDER, ks=(1, 2), progress=False)
     np.testing.assert_array_equal(of_table.ranking, of_folder.ranking)
     assert of_table.mean_average_precision == of_folder.mean_average_precision
 
@@ -156,7 +156,7 @@ def test_places_that_share_nothing_are_refused(tmp_path):
     paint(tmp_path / "a" / "0.png", 0)
     paint(tmp_path / "b" / "0.png", 0)
     with pytest.raises(ValueError, match="none with two images"):
-        benchmark_protocol("places", tmp_path)
+        named_protocol("places", tmp_path)
 
 
 def test_the_trainer_validates_on_places(places):

@@ -10,10 +10,10 @@ from protocol_trees import msls_val, nordland_3450, own_folders, pairs, utm, utm
 
 from d2vpr_hf.evaluation.baselines import SquashProcessor, peer_embedder
 from d2vpr_hf.evaluation.protocol import (
-    benchmark_protocol,
     database_names,
     dataset_protocol,
     folder_protocol,
+    named_protocol,
     with_distractors,
 )
 from d2vpr_hf.evaluation.run import evaluate_protocol
@@ -45,7 +45,7 @@ def repaint(folder):
 )
 def test_a_named_benchmark_runs_as_two_folders_do(tmp_path, name, tree):
     expected = tree(tmp_path)
-    protocol = benchmark_protocol(name, tmp_path)
+    protocol = named_protocol(name, tmp_path)
     assert protocol.name == name
     assert [rows.tolist() for rows in protocol.positives] == expected
     assert protocol.denominator == open_protocol(name, tmp_path).record.denominator
@@ -61,14 +61,14 @@ def test_a_named_benchmark_runs_as_two_folders_do(tmp_path, name, tree):
     assert saved["recall"]["recall@100"] == result.recall[100]
     assert protocol.notes[0] in result.markdown()
     with pytest.raises(ValueError, match="Give the id of a protocol and its folder"):
-        benchmark_protocol(name)
+        named_protocol(name)
 
 
 def test_an_exported_benchmark_gives_the_result_of_its_folder(tmp_path):
     expected = utm()(tmp_path / "set")
     benchmark = load_protocol("pitts30k-test", tmp_path / "set", cache_dir=tmp_path / "tables")
     export_protocol(benchmark, tmp_path / "export")
-    folder = benchmark_protocol("pitts30k-test", tmp_path / "set")
+    folder = named_protocol("pitts30k-test", tmp_path / "set")
     embedder = peer_embedder(Thumbnail(), workers=1)
     of_folder = evaluate_protocol(folder, embedder, progress=False)
     exported = load_dataset(str(tmp_path / "export"), cache_dir=str(tmp_path / "datasets"))
@@ -103,7 +103,7 @@ def test_a_broken_photo_of_a_dataset_is_skipped_by_its_name(tmp_path):
 def test_ones_own_folders_have_no_expected_counts(tmp_path):
     own_folders(tmp_path)
     repaint(tmp_path / "queries")
-    protocol = benchmark_protocol(open_protocol("folders", tmp_path))
+    protocol = named_protocol(open_protocol("folders", tmp_path))
     assert protocol.notes == ()
 
 
@@ -191,7 +191,7 @@ def test_a_folder_in_itself_is_refused_and_ranked_without_the_photo_itself(tmp_p
 def test_a_copy_of_a_photo_of_the_protocol_is_no_distractor(tmp_path):
     own_folders(tmp_path / "set")
     repaint(tmp_path / "set" / "queries")
-    protocol = benchmark_protocol("folders", tmp_path / "set")
+    protocol = named_protocol("folders", tmp_path / "set")
     (tmp_path / "more").mkdir()
     shutil.copy(protocol.queries.paths[0], tmp_path / "more" / "another name.jpg")
     with pytest.raises(ValueError, match="more holds 1 photos that are in folders already"):

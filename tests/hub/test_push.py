@@ -15,10 +15,10 @@ from d2vpr_hf import (
     CricaVprConfig,
     CricaVprModel,
     D2VprModel,
-    benchmark_protocol,
     evaluate_protocol,
     fit_pca,
     make_town,
+    named_protocol,
     push_model,
 )
 from d2vpr_hf.hub.push import push_metric
@@ -89,7 +89,7 @@ print(json.dumps([sum(each) / len(each) for each in hits]))
 
 
 def test_a_trained_model_comes_back_bit_for_bit_with_its_recall(hub, tmp_path, town, trained, tiny_processor):
-    protocol = benchmark_protocol("folders", town.database.parent)
+    protocol = named_protocol("folders", town.database.parent)
     ks = (1, 2, 5)
     evaluation = evaluate_protocol(protocol, Embedder(trained, tiny_processor), ks=ks, progress=False)
     assert 0 < evaluation.recall[1] < evaluation.recall[5] < 1  # a constant descriptor gets no such curve

@@ -1,4 +1,4 @@
-"""`d2vpr cut`: perspective views of 360-degree panoramas, under the benchmarks' names."""
+"""`d2vpr cut`: perspective views of 360-degree panoramas, under the field's names."""
 
 import argparse
 

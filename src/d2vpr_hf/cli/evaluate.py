@@ -33,7 +33,7 @@ SCORES = "scores:"
 QUERY_METHODS = ("hard_resize", "single_query", "central_crop", "five_crops", "nearest_crop", "maj_voting")
 
 DESCRIPTION = """\
-Measures how often the right place is among the first k answers (recall@k), on a named benchmark or on folders of
+Measures how often the right place is among the first k answers (recall@k), on a named protocol or on folders of
 your own.
   d2vpr evaluate msls-val-740 data/msls --model d2vpr --save results
   d2vpr evaluate --database my_photos --queries other_photos --radius-m 25 --save results
@@ -58,7 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         ),
         description=DESCRIPTION,
     )
-    group = parser.add_argument_group("a named benchmark")
+    group = parser.add_argument_group("a named protocol")
     group.add_argument("protocol", metavar="PROTOCOL", nargs="?", help="its id, such as msls-val-740")
     group.add_argument("root", metavar="ROOT", nargs="?", help="its folder; `d2vpr verify` checks it")
     group.add_argument("--list", action="store_true", help="show all protocols with their counts, and stop")
@@ -70,12 +70,15 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         metavar="DIR",
         nargs="+",
         default=[],
-        help="folders of photos that show the place of no query, added to the database (here, or to a benchmark's)",
+        help="folders of photos that show the place of no query, added to the database (here, or to a protocol's)",
     )
     group = parser.add_argument_group("what is right in them (one of the three)")
     choice = group.add_mutually_exclusive_group()
     choice.add_argument(
-        "--radius-m", metavar="R", type=positive_number, help="taken within R metres, inclusive; 25 in the benchmarks"
+        "--radius-m",
+        metavar="R",
+        type=positive_number,
+        help="taken within R metres, inclusive; 25 in published sets",
     )
     choice.add_argument(
         "--positives", metavar="FILE", help='listed by name in a JSON file: {"query.jpg": ["database.jpg", ...], ...}'
@@ -206,8 +209,8 @@ def _list_protocols(options: argparse.Namespace) -> int:
 
 
 def _protocol(options: argparse.Namespace) -> "Protocol":
-    """What the options name: a benchmark in its folder, or two folders of one's own; distractors in its database."""
-    from ..evaluation.protocol import benchmark_protocol, folder_protocol, with_distractors
+    """What the options name: a protocol in its folder, or two folders of one's own; distractors in its database."""
+    from ..evaluation.protocol import folder_protocol, named_protocol, with_distractors
     from ..protocols.records import find_record
 
     free = options.database is not None or options.queries is not None
@@ -215,15 +218,15 @@ def _protocol(options: argparse.Namespace) -> "Protocol":
     if options.protocol is not None:
         if free or any(labels) or options.labelled_only:
             raise UsageError(
-                f"{options.protocol} is a named benchmark, which says itself what is right. Leave --database, "
+                f"{options.protocol} is a named protocol, which says itself what is right. Leave --database, "
                 "--queries and what goes with them out, or leave the name out."
             )
         find_record(options.protocol)
         if options.root is None:
             raise UsageError(f"the folder of {options.protocol} is missing: d2vpr evaluate {options.protocol} ROOT.")
-        protocol = benchmark_protocol(options.protocol, options.root)
+        protocol = named_protocol(options.protocol, options.root)
     elif options.database is None or options.queries is None:
-        raise UsageError("name a benchmark and its folder, or give --database DIR and --queries DIR.")
+        raise UsageError("name a protocol and its folder, or give --database DIR and --queries DIR.")
     elif not any(labels):
         raise UsageError("say what is right: --radius-m 25, --positives positives.json, or --no-labels.")
     else:

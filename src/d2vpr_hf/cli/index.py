@@ -20,7 +20,7 @@ DESCRIPTION = """\
 Learns the places of your photos: embeds them and writes an index that `d2vpr locate` asks.
   d2vpr index my_photos places
 
-Where each photo was taken is read from its EXIF GPS, from a name as the benchmarks have it
+Where each photo was taken is read from its EXIF GPS, from a name as published sets have it
 (@easting@northing@zone@letter@latitude@longitude@...@.jpg), or from --positions. Photos without coordinates are
 found by name. Interrupted, even by kill -9, it goes on where it stopped when run again; run again later, it takes
 up photos that were added, changed or removed. The index keeps absolute paths of the photos."""

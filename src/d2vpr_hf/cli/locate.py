@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..retrieval.embedder import Embedder
     from ..retrieval.locate import Answer
 
-# Metres within which two places count as the same, as in the benchmarks.
+# Metres within which two places count as the same, as in the published sets.
 SAME_PLACE_M = 25.0
 # Of a picture's name before what it shows: with that, and while it is written, it stays below the 255 of any disk.
 _NAME_BYTES = 200

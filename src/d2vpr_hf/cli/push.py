@@ -1,4 +1,4 @@
-"""`d2vpr push`: a checkpoint, the metric or an exported benchmark goes to the Hugging Face Hub."""
+"""`d2vpr push`: a checkpoint, the metric or an exported protocol goes to the Hugging Face Hub."""
 
 import argparse
 import sys
@@ -23,7 +23,7 @@ that loads them, evaluations, and a card made of these.
   d2vpr push d2vpr me/d2vpr-town --evaluation results/results.json
 
 --dry-run shows the card and sends nothing. A push that failed leaves nothing visible and can be repeated. The metric
-(metrics/recall_at_k) and an exported benchmark are pushed in the same way: d2vpr push export me/my-benchmark."""
+(metrics/recall_at_k) and an exported protocol are pushed in the same way: d2vpr push export me/my-protocol."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
@@ -36,14 +36,14 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         description=DESCRIPTION,
     )
     group = parser.add_argument_group("what, and where to")
-    group.add_argument("folder", metavar="FOLDER", help="a checkpoint, the metric's folder or an exported benchmark")
+    group.add_argument("folder", metavar="FOLDER", help="a checkpoint, the metric's folder or an exported protocol")
     group.add_argument("repo_id", metavar="OWNER/NAME", help="its name on the Hub; what was pushed before is replaced")
     group.add_argument("--revision", metavar="BRANCH", help="branch to push to, made if need be (default: main)")
     visibility = group.add_mutually_exclusive_group()
     visibility.add_argument(
-        "--private", action="store_true", help="only you see it (default: everybody, but a benchmark only you)"
+        "--private", action="store_true", help="only you see it (default: everybody, but a protocol only you)"
     )
-    visibility.add_argument("--public", action="store_true", help="everybody sees it, a benchmark too")
+    visibility.add_argument("--public", action="store_true", help="everybody sees it, a protocol too")
     group.add_argument("--message", metavar="TEXT", help="of the commit (default: what was pushed)")
     group = parser.add_argument_group("what the card is made of")
     group.add_argument(
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     if not (is_export(folder) or is_metric(folder)):
         raise UsageError(
             f"{folder} is neither a checkpoint (config.json), nor the metric (recall_at_k.py), nor an exported "
-            "benchmark (README.md, data/*.parquet). Name one of these."
+            "protocol (README.md, data/*.parquet). Name one of these."
         )
     if given := [name for name in MODEL_OPTIONS if getattr(options, name) not in (None, [], False)]:
         raise UsageError(f"--{given[0].replace('_', '-')} is for checkpoints, but {folder} is none. Leave it out.")

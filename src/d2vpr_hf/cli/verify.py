@@ -1,4 +1,4 @@
-"""`d2vpr verify`: which benchmark protocol is this folder, and what differs from it?"""
+"""`d2vpr verify`: which protocol is this folder, and what differs from it?"""
 
 import argparse
 
@@ -6,7 +6,7 @@ from .options import add_json_option, print_json, whole_number
 from .parser import CommandParser, add_command
 
 DESCRIPTION = """\
-Says which benchmark protocol a folder is, and what differs from it: counts, names, coordinates, photos that don't open.
+Says which named protocol a folder is, and what differs from it: counts, names, coordinates, photos that don't open.
   d2vpr verify data/nordland
   d2vpr verify data/msls --protocol msls-val-740 --all-images
 
@@ -19,7 +19,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         subparsers,
         "verify",
         run,
-        summary="tell which benchmark protocol a folder is, and what differs",
+        summary="tell which named protocol a folder is, and what differs",
         usage="ROOT [options]",
         description=DESCRIPTION,
     )

@@ -1,4 +1,4 @@
-"""What is ranked and what counts as right: the protocol of two folders of one's own, and of a named benchmark."""
+"""What is ranked and what counts as right: the protocol of two folders of one's own, and of a named set."""
 
 import os
 from collections import defaultdict
@@ -79,7 +79,7 @@ def folder_protocol(
         queries: folder of photos, or one read.
         positives: {query file name: [database file names]}, or a JSON file of that; a query that isn't listed has
             none.
-        radius_m: metres within which a database photo is a positive, inclusive; 25 in the UTM benchmarks.
+        radius_m: metres within which a database photo is a positive, inclusive; 25 in the UTM sets.
         labels: False ranks without scoring.
         labelled_only: leave queries without positives out of the count; otherwise they are misses.
 
@@ -150,51 +150,51 @@ def with_distractors(protocol: Protocol, folders: Sequence[str | Path]) -> Proto
     return replace(protocol, database=database, notes=(*protocol.notes, note))
 
 
-def benchmark_protocol(name: str | ProtocolFolder, root: str | Path | None = None) -> Protocol:
-    """The protocol of a named benchmark; what isn't as the protocol says stands in its notes.
+def named_protocol(name: str | ProtocolFolder, root: str | Path | None = None) -> Protocol:
+    """A named protocol in its folder; what isn't as the protocol says stands in its notes.
 
     Args:
-        name: id of the protocol, such as "msls-val-740", or a benchmark that is open already.
-        root: folder of the set; None with an open benchmark.
+        name: id of the protocol, such as "msls-val-740", or its folder that is open already.
+        root: folder of the set; None with an open folder.
 
     Raises: ValueError if it is a training set, if no query has a positive, or as `open_protocol`.
     """
     if isinstance(name, ProtocolFolder) != (root is None):
         raise ValueError(f"name is {name!r:.60} and root {root}. Give the id of a protocol and its folder.")
-    benchmark = name if isinstance(name, ProtocolFolder) else open_protocol(name, root)
-    record, queries = benchmark.record, benchmark.queries
+    opened = name if isinstance(name, ProtocolFolder) else open_protocol(name, root)
+    record, queries = opened.record, opened.queries
     if queries is None:
         raise ValueError(f"{record.id} is a training set: it has no queries to evaluate. Give the id of a test set.")
-    photos, positives = (benchmark.database.photos, queries.photos), benchmark.positives
-    notes = _count_notes(record, len(benchmark.database), len(queries))
+    photos, positives = (opened.database.photos, queries.photos), opened.positives
+    notes = _count_notes(record, len(opened.database), len(queries))
     own = _ranked_whole(record, *photos)
     if not own and not record.rule.is_published:
         own["own_rows"], more = _own_rows(*photos)
         notes += more
         positives = None if positives is None else _without_own(positives, own["own_rows"])
-    _check_answerable(positives, record.id, "; ".join([benchmark.rule, *notes]))
-    if benchmark.left_out:
-        notes.append(f"Queries without positives that the protocol leaves out: {len(benchmark.left_out)}.")
-    return Protocol(record.id, *photos, positives, benchmark.rule, record.denominator, tuple(notes), **own)
+    _check_answerable(positives, record.id, "; ".join([opened.rule, *notes]))
+    if opened.left_out:
+        notes.append(f"Queries without positives that the protocol leaves out: {len(opened.left_out)}.")
+    return Protocol(record.id, *photos, positives, opened.rule, record.denominator, tuple(notes), **own)
 
 
-def dataset_protocol(benchmark: "DatasetDict", name: str | None = None) -> Protocol:
-    """The protocol of a benchmark whose photos lie in a dataset: exported, or loaded from the Hub.
+def dataset_protocol(splits: "DatasetDict", name: str | None = None) -> Protocol:
+    """The protocol whose photos lie in a dataset: exported, or loaded from the Hub.
 
     Args:
-        benchmark: splits `database` and `queries` with the columns of `load_protocol`.
+        splits: splits `database` and `queries` with the columns of `load_protocol`.
         name: id of the protocol; by default what the dataset notes.
 
     Raises: ValueError if a split or column is missing, or if no query has a positive.
     """
-    if missing := [split for split in ("database", "queries") if split not in benchmark]:
+    if missing := [split for split in ("database", "queries") if split not in splits]:
         raise ValueError(
-            f"The dataset has the splits {', '.join(benchmark)}, but not {' and '.join(missing)}, which an evaluation "
+            f"The dataset has the splits {', '.join(splits)}, but not {' and '.join(missing)}, which an evaluation "
             "needs. Give what load_protocol, or load_dataset of an export, returns."
         )
-    name = name or benchmark["queries"].info.config_name or "dataset"
-    database, queries = (DatasetPhotos.of(benchmark[split], split) for split in ("database", "queries"))
-    lists = benchmark["queries"].with_format(None)["positives"][:]
+    name = name or splits["queries"].info.config_name or "dataset"
+    database, queries = (DatasetPhotos.of(splits[split], split) for split in ("database", "queries"))
+    lists = splits["queries"].with_format(None)["positives"][:]
     positives = None if any(rows is None for rows in lists) else [np.array(rows, np.int64) for rows in lists]
     rule = "none: the dataset has no positives" if positives is None else "listed in the dataset"
     _check_answerable(positives, name, rule)

@@ -33,8 +33,8 @@ def recall_at_k(
         ranking: (queries, answers) database indices, nearest first; -1 where a query has no more answers.
         positives: for each query, the database indices that show the same place, in any order.
         ks: cut-offs, none above the number of answers.
-        denominator: "all" counts a query without positives as a miss, as the UTM benchmarks do;
-            "with_positives" leaves such queries out, as the benchmarks with lists of positives do.
+        denominator: "all" counts a query without positives as a miss, as the UTM sets do;
+            "with_positives" leaves such queries out, as the sets with lists of positives do.
 
     Returns: {k: fraction in [0, 1]}, unrounded.
     Raises: ValueError if `positives` isn't one per query, a k exceeds the answers, something isn't an index, or no
@@ -97,7 +97,7 @@ def _right_answers(ranking: np.ndarray, positives: Sequence[Collection[int]]) ->
             "for each query, an empty one where there is none."
         )
     # One sorted search over all (query, database index) pairs at once: a loop over queries would be the slow part of
-    # scoring a large benchmark.
+    # scoring a large set.
     flat = _flatten_positives(positives)
     indices, labels = np.unique(np.concatenate([ranking.ravel(), flat]), return_inverse=True)
     ranked, wanted = labels[: ranking.size].reshape(queries, answers), labels[ranking.size :]
@@ -139,7 +139,7 @@ def recall_intervals(first_hits: np.ndarray, ks: Sequence[int]) -> dict[int, Int
     queries = _checked_count(first_hits)
     random = np.random.default_rng(SEED)
     # The number of hits in as many queries, drawn with replacement, is binomial: so drawn, it costs nothing more for a
-    # large benchmark than for a small one.
+    # large set than for a small one.
     return {
         k: _interval(random.binomial(queries, _hits(first_hits, k).mean(), RESAMPLES) / queries) for k in map(int, ks)
     }

@@ -16,7 +16,7 @@ from .table import Table
 
 RESULTS_FILE = "results.json"
 
-# What the file holds of each query and of the curve; all of it would make hundreds of megabytes of a large benchmark.
+# What the file holds of each query and of the curve; all of it would make hundreds of megabytes of a large set.
 _SAVED_ANSWERS = 10
 _SAVED_CURVE_POINTS = 1000
 

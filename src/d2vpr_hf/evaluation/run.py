@@ -53,7 +53,7 @@ def evaluate_protocol(
     A query that is a database photo too is never an answer to itself.
 
     Args:
-        protocol: from `folder_protocol`, `benchmark_protocol` or `dataset_protocol`. An index as its database must
+        protocol: from `folder_protocol`, `named_protocol` or `dataset_protocol`. An index as its database must
             come from the same weights.
         embedder: of the model. Where its descriptors aren't of length 1 they are ranked by distance.
         ks: cut-offs of recall@k; the largest is the number of answers kept, or the whole database where the protocol
@@ -325,7 +325,7 @@ def _check_cache(cache: str | Path | None, mixes: bool, protocol: Protocol) -> N
     if cache is not None and any(isinstance(each, DatasetPhotos) for each in (protocol.queries, protocol.database)):
         raise ValueError(
             f"cache is {cache}, but the photos of {protocol.name} lie inside of a dataset, and descriptors are kept by "
-            "file. Leave cache out, or evaluate the benchmark's own folder."
+            "file. Leave cache out, or evaluate the protocol's own folder."
         )
 
 

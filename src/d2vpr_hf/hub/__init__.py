@@ -1,1 +1,1 @@
-"""Sharing: model cards, and pushing models, the metric and benchmarks to the Hugging Face Hub."""
+"""Sharing: model cards, and pushing models, the metric and exported protocols to the Hugging Face Hub."""

@@ -1,4 +1,4 @@
-"""Pushes what this package makes to the Hub: a model, the metric, an exported benchmark; each as one commit, or not."""
+"""Pushes what this package makes to the Hub: a model, the metric, an exported protocol; each as one commit, or not."""
 
 import fnmatch
 import json
@@ -183,9 +183,9 @@ def push_metric(
 def push_export(
     folder: str | Path, repo_id: str, *, private: bool = True, message: str | None = None, token: str | None = None
 ) -> Push:
-    """Shares an exported benchmark as a dataset repository; private unless told otherwise.
+    """Shares an exported protocol as a dataset repository; private unless told otherwise.
 
-    Most benchmarks may not be passed on. Export a dataset first: `export_protocol`.
+    Most sets may not be passed on. Export a dataset first: `export_protocol`.
 
     Args:
         folder: as `export_protocol` leaves it.
@@ -233,7 +233,7 @@ def check_may_share(model: PreTrainedModel, allow_converted: bool) -> None:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether it is a benchmark as `export_protocol` leaves it."""
+    """Whether it is a protocol as `export_protocol` leaves it."""
     return (folder / "README.md").is_file() and any(folder.glob("data/*.parquet"))
 
 

@@ -1,4 +1,4 @@
-"""Opens equirectangular panoramas, and writes views of them under the benchmarks' names."""
+"""Opens equirectangular panoramas, and writes views of them under the field's names."""
 
 import io
 import re
@@ -82,7 +82,7 @@ def cut_panoramas(
     device: str | torch.device = "cpu",
     progress: bool = True,
 ) -> WrittenViews:
-    """Writes JPEG views of panoramas, evenly spread in heading, under the benchmarks' names.
+    """Writes JPEG views of panoramas, evenly spread in heading, under the field's names.
 
     A name holds where the panorama was taken, if its own name or EXIF says so, the name of its file as the panorama's,
     heading and pitch in whole degrees, and when it was taken. Headings count clockwise from north where the panorama

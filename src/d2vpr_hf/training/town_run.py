@@ -15,7 +15,7 @@ from accelerate import PartialState
 from torch import nn
 from transformers import AutoImageProcessor, AutoModel
 
-from ..evaluation.protocol import benchmark_protocol
+from ..evaluation.protocol import named_protocol
 from ..evaluation.results import Evaluation
 from ..evaluation.run import evaluate_protocol
 from ..evaluation.table import Table
@@ -160,7 +160,7 @@ def _train(root: Path, seed: int, places_per_batch: int, name: str, epochs: int,
 
 def measure(root: Path, seed: int, checkpoints: dict[str, Path]) -> dict[str, Evaluation]:
     """Random weights and each checkpoint on the town that is kept for it, with one processor."""
-    protocol = benchmark_protocol("folders", root / "towns" / "test")
+    protocol = named_protocol("folders", root / "towns" / "test")
     torch.manual_seed(seed)
     models: dict[str, nn.Module] = {"random": D2VprModel(D2VprConfig(**STUDENT))}
     models |= {name: AutoModel.from_pretrained(path, trust_remote_code=False) for name, path in checkpoints.items()}

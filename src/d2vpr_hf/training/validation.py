@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from ..evaluation.protocol import Protocol, benchmark_protocol
+from ..evaluation.protocol import Protocol, named_protocol
 from ..evaluation.run import evaluate_protocol
 from ..retrieval.embedder import Embedder
 
@@ -28,7 +28,7 @@ class Validator:
         self.protocols: dict[str, Protocol] = {}
         for entry in entries:
             name, _, folder = entry.partition("=")
-            self.protocols[entry if name in self.protocols else name] = benchmark_protocol(name, folder)
+            self.protocols[entry if name in self.protocols else name] = named_protocol(name, folder)
 
     def measure(self, model: torch.nn.Module) -> dict[str, dict[str, float]]:
         """{protocol: {"recall@1": fraction, ...}} of the model as it is now, "mAP" too where the protocol has it.
