@@ -1,5 +1,6 @@
 """Files and folders on the disk: written whole or not at all, hashed, and named in text."""
 
+import errno
 import hashlib
 import os
 import re
@@ -16,12 +17,33 @@ TEMPORARY_SUFFIX = ".tmp"
 LOCK_FILE = ".lock"
 
 
+# What the system says of a write where there is no room.
+FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Has errors of the system that name no file, as those of a full disk, name the one that is being written."""
+    try:
+        yield
+    except OSError as error:
+        # Who copies a file into a full disk is told of the file that is copied.
+        if error.filename is None or (error.errno in FULL and not getattr(error, "names_target", False)):
+            error.filename, error.filename2, error.names_target = str(path), None, True
+        raise
+    except Exception as error:
+        # So libraries in Rust say it, safetensors for one.
+        if number := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+        raise
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to fill, which takes its place whole, flushed to the disk, or not at all."""
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
-        with temporary.open("wb") as file:
+        with naming(path), temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -66,7 +88,8 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
         for left in draft.iterdir():
             if left.name != LOCK_FILE:
                 _remove(left)
-        yield draft
+        with naming(folder):
+            yield draft
         for path in draft.rglob("*"):
             if path.is_file() and path.name != LOCK_FILE:
                 sync(path)

@@ -454,6 +454,52 @@ def test_memory_that_ran_out_is_said(monkeypatch, capsys):
     assert "--batch-size" in message
 
 
+@pytest.fixture
+def little_room():
+    """No file may become larger than 100 bytes, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize(
+    ("words", "file"),
+    [
+        (["embed", "photos", "out", "--model", "tiny"], "out/parts/part-000001.npy"),
+        (["index", "photos", "out", "--model", "tiny"], "out/descriptors.partial/parts/part-000001.npy"),
+        (["reduce", "photos", "out", "--model", "tiny", "--dim", "4"], "out.descriptors/parts/part-000001.npy"),
+        (["evaluate", "--database", "photos", "--queries", "photos", "--no-labels", "--model", "tiny", "--save", "out"],
+         "out/results.json"),
+        (["cut", "pano.png", "out", "--headings", "1"], "out/"),
+        (["push", "tiny", "me/tiny", "--dry-run", "out"], "out"),
+    ],
+)  # fmt: skip
+def test_a_full_disk_is_said_with_the_file_that_found_no_room(
+    words, file, photos, model, tmp_path, little_room, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Image.effect_noise((64, 32), 90).convert("RGB").save("pano.png")
+    little_room()
+    message = fails(capsys, *words).strip().splitlines()[-1]
+    assert message.startswith(f"d2vpr: {file}")
+    assert "File too large. Make room there, or name another folder." in message
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, which takes nothing")
+def test_an_output_that_takes_nothing_is_said():
+    code = (
+        "import sys\nfrom d2vpr_hf.cli import convert\nfrom d2vpr_hf.cli.main import main\n"
+        "convert.run = lambda options: print('done') or 0\nsys.exit(main(['convert', 'a', 'b']))"
+    )
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 2
+    assert done.stderr.decode().splitlines() == [
+        "d2vpr: the answer can't be printed: No space left on device. Let the output go elsewhere."
+    ]
+
+
 def test_a_name_that_the_terminal_cannot_show_does_not_end_a_command(photos, query, model, tmp_path):
     query.rename(tmp_path / "東京.jpg")
     places = str(tmp_path / "places")

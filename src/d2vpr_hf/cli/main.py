@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from types import FrameType
 from typing import NoReturn
@@ -70,7 +70,9 @@ def _run(arguments: Sequence[str] | None, debug: bool) -> int:
             parser.print_help(sys.stderr)
             return BAD_INPUT
         debug = debug or options.debug
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
     except SystemExit as stop:  # argparse has printed help, version or what is wrong with the usage
         return int(stop.code or OK)
     except KeyboardInterrupt as stop:
@@ -81,12 +83,16 @@ def _run(arguments: Sequence[str] | None, debug: bool) -> int:
         )
         return TERMINATED if terminated else INTERRUPTED
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python would complain again when it flushes on its way out.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # Whoever read our output has seen enough.
+        _drop_output()
         return OK
     except Exception as error:
         if debug:
             raise
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop_output()
         _say(_one_paragraph(error))
         return BAD_INPUT
 
@@ -122,8 +128,15 @@ def _console() -> Iterator[None]:
 
 def _one_paragraph(error: Exception) -> str:
     """The error for people, without the traceback that `--debug` shows."""
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {error.strerror}. Check the path and its permissions."
+    if isinstance(error, OSError) and error.strerror:
+        from ..files import FULL  # only now: it takes a while to load
+
+        full = error.errno in FULL
+        if error.filename is not None:
+            remedy = "Make room there, or name another folder." if full else "Check the path and its permissions."
+            return f"{error.filename}: {error.strerror}. {remedy}"
+        if full:
+            return f"the answer can't be printed: {error.strerror}. Let the output go elsewhere."
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         return f"memory ran out ({text or 'no more is said'}). Give fewer photos at a time (--batch-size, --workers)."
@@ -136,6 +149,12 @@ def _one_paragraph(error: Exception) -> str:
     text = text if text.endswith((".", "?", "`", "!")) else f"{text}."
     # What the libraries below raise as RuntimeError (memory, devices) doesn't always say where it comes from.
     return f"{text} `--debug` shows where this comes from." if isinstance(error, RuntimeError) else text
+
+
+def _drop_output() -> None:
+    """Lets what can't be printed go: Python would complain again when it flushes on its way out."""
+    with suppress(OSError, ValueError):  # of a standard output that is no file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:

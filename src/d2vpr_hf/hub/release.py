@@ -12,7 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from ..evaluation.cost import model_cost
 from ..evaluation.results import Evaluation
-from ..files import replacing_folder
+from ..files import replace_file, replacing_folder
 from ..models import d2vpr
 from ..models.checkpoint import ABOUT_FILE, TRAINING_FILE, write_checkpoint
 from ..retrieval.embedder import weight_hash
@@ -113,7 +113,7 @@ def write_release(
             if content is not None:
                 _write_json(draft / name, content)
         _write_sentence_transformers(draft, model)
-        (draft / "README.md").write_text(str(card), encoding="utf-8")
+        replace_file(draft / "README.md", str(card))
     return folder
 
 
@@ -159,6 +159,4 @@ def _write_sentence_transformers(folder: Path, model: PreTrainedModel) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(exist_ok=True)
-    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_bytes(text.encode("utf-8", "backslashreplace") + b"\n")
+    replace_file(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
