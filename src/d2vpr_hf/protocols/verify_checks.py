@@ -113,48 +113,32 @@ def check_names(opened: ProtocolFolder) -> Iterator[Finding]:
 def check_coordinates(opened: ProtocolFolder) -> Iterator[Finding]:
     """Positions that are missing, elsewhere, or written twice and differently."""
     record, zones = opened.record, set()
+    # Where positives come from a list, nobody needs positions.
+    needed = record.rule.radius_m is not None and opened.rule == str(Within(record.rule.radius_m))
     for side, split in sides(opened).items():
-        positions, names = split.photos.positions, np.array(split.photos.names, object)
-        doubtful = apart_in_names_m(split.photos.paths) > _NAME_DEGREES_M  # of which more is said below
-        unknown = names[~positions.known & ~doubtful].tolist()
-        # Where positives come from a list, nobody needs positions.
-        if unknown and record.rule.radius_m is not None and opened.rule == str(Within(record.rule.radius_m)):
-            text = f"{len(unknown):,} {_photos(side)} have no position: {_some(unknown)}. "
-            text += "Restore their names or tables." if record.rule.is_published else "They have no positives."
-            yield Finding("coordinates", text, is_error=record.rule.is_published)
-        zones |= set(positions.zone[positions.known & (positions.zone > 0)].tolist())
-        other = names[positions.known & (positions.zone != record.zone)].tolist()
-        if record.zone is not None and other:
-            text = f"{len(other):,} {_photos(side)} aren't in UTM zone {record.zone}: {_some(other)}. Restore them."
-            yield Finding("coordinates", text)
-        off = (positions.zone > 0) & ((positions.easting < _EASTINGS_M[0]) | (positions.easting > _EASTINGS_M[1]))
-        if off.any():
-            far = names[off].tolist()
-            text = (
-                f"{len(far):,} {_photos(side)} have an easting that no UTM zone has: {_some(far)}. Restore the names."
-            )
-            yield Finding("coordinates", text)
-        yield from _degrees_that_disagree(split, side)
+        positions, apart_m = split.photos.positions, apart_in_names_m(split.photos.paths)
+        known, zone, easting = positions.known, positions.zone, positions.easting
+        zones |= set(zone[known & (zone > 0)].tolist())
+        doubtful = apart_m > _NAME_DEGREES_M
+        elsewhere = (record.zone is not None) & known & (zone != record.zone)
+        outside = (zone > 0) & ((easting < _EASTINGS_M[0]) | (easting > _EASTINGS_M[1]))
+        farthest = np.max(apart_m, initial=0, where=doubtful)
+        for rows, what, is_error in (
+            (needed & ~known & ~doubtful, "have no position", record.rule.is_published),
+            (elsewhere, f"aren't in UTM zone {record.zone}", True),
+            (outside, "have an easting that no UTM zone has", True),
+            (doubtful, f"have degrees and metres in their names that are up to {farthest:,.0f} m apart", True),
+        ):
+            if rows.any():
+                names = [split.photos.names[row] for row in np.flatnonzero(rows)]
+                text = f"{len(names):,} {_photos(side)} {what}: {_some(names)}. Restore their names or tables."
+                yield Finding("coordinates", text, is_error)
     if len(zones) > 1:
         text = (
             f"the photos lie in the UTM zones {sorted(zones)}. Distances are measured across the border here; other "
             "code compares the metres of different zones and finds positives that aren't, or misses some."
         )
         yield Finding("coordinates", text, is_error=False)
-
-
-def _degrees_that_disagree(split: Split, side: str) -> Iterator[Finding]:
-    """UTM names hold a position twice; where the two differ, one of them is wrong."""
-    apart_m = apart_in_names_m(split.photos.paths)
-    wrong = np.flatnonzero(apart_m > _NAME_DEGREES_M)
-    if len(wrong):
-        names = [split.photos.names[row] for row in wrong]
-        yield Finding(
-            "coordinates",
-            f"{len(names):,} {_photos(side)} have degrees and metres in their names that are up to "
-            f"{np.nanmax(apart_m):,.0f} m apart: {_some(names)}. Metres are used up to a few kilometres, and beyond "
-            "that the place is unknown; restore the names.",
-        )
 
 
 def check_positives(opened: ProtocolFolder) -> Iterator[Finding]:
@@ -221,10 +205,10 @@ def open_photos(opened: ProtocolFolder, sample: int | None, seed: int) -> Opened
         if sample is not None and sample < len(rows):
             rows = np.sort(random.choice(rows, sample, replace=False))
         with ThreadPoolExecutor() as pool:
-            opened = list(pool.map(_size_or_reason, [split.photos.paths[row] for row in rows]))
+            seen = list(pool.map(_size_or_reason, [split.photos.paths[row] for row in rows]))
         counts[side] = len(rows)
-        sizes.update(size for size in opened if isinstance(size, tuple))
-        pairs = zip(rows, opened, strict=True)
+        sizes.update(size for size in seen if isinstance(size, tuple))
+        pairs = zip(rows, seen, strict=True)
         if bad := [f"{split.photos.names[row]} ({reason})" for row, reason in pairs if isinstance(reason, str)]:
             text = f"{len(bad):,} {_photos(side)} can't be used: {_some(bad)}. Download them again."
             findings.append(Finding("photos", text))
