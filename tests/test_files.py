@@ -1,10 +1,12 @@
 """Files are written whole or not at all."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
-from d2vpr_hf.files import path_to_text, replace_file, text_to_path
+from d2vpr_hf.files import path_to_text, replace_file, replacing, replacing_folder, text_to_path
 
 
 def test_writing_replaces_the_file_whole_and_leaves_nothing_beside_it(tmp_path):
@@ -57,3 +59,29 @@ def test_each_path_has_a_text_of_its_own_and_the_text_gives_it_back(tmp_path):
 def test_a_text_of_before_still_gives_its_file(tmp_path):
     (tmp_path / "caf\\xe9.jpg").touch()
     assert text_to_path(f"{tmp_path}/caf\\xe9.jpg") == tmp_path / "caf\\xe9.jpg"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.ENOSPC, "No space left on device", "source.jpg"),
+        Exception("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_names_the_file_that_is_written(tmp_path, error):
+    def fill(folder):
+        with replacing_folder(folder) as draft, replacing(draft / "page.html") as file:
+            file.write(b"x")
+            raise error
+
+    with pytest.raises(OSError, match="No space left on device") as caught:
+        fill(tmp_path / "folder")
+    assert caught.value.errno == errno.ENOSPC
+    assert Path(caught.value.filename).name == "page.html"
+    assert not (tmp_path / "folder").exists()
+
+
+def test_other_errors_keep_the_file_that_they_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jpg"), replacing(tmp_path / "page.html") as file:
+        file.write((tmp_path / "gone.jpg").read_bytes())

@@ -28,13 +28,16 @@ def naming(path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         # Who copies a file into a full disk is told of the file that is copied.
-        if error.filename is None or (error.errno in FULL and not getattr(error, "names_target", False)):
-            error.filename, error.filename2, error.names_target = str(path), None, True
+        named = error.filename is not None if error.errno not in FULL else getattr(error, "names_target", False)
+        if error.errno is not None and not named:
+            error.filename, error.names_target = str(path), True
         raise
     except Exception as error:
         # So libraries in Rust say it, safetensors for one.
         if number := re.search(r"\(os error (\d+)\)", str(error)):
-            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+            said = OSError(int(number[1]), os.strerror(int(number[1])), str(path))
+            said.names_target = True
+            raise said from error
         raise
 
 
