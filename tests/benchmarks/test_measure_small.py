@@ -40,8 +40,8 @@ def test_figures_are_those_of_the_commands_it_prints(script, tmp_path, tiny_mode
         paint(toy / "database" / f"db{number}.jpg", number)
     for number in range(1, 6):
         paint(toy / "queries" / f"q{number}.jpg", 20 + number)
-    for name in ("berlin/images/01", "berlin/images/02", "lund/images/01", "lund/images/02"):
-        paint(data / "opensfm" / "data" / f"{name}.jpg", len(name))
+    for seed, name in enumerate(("berlin/images/01", "berlin/images/02", "lund/images/01", "lund/images/02"), 30):
+        paint(data / "opensfm" / "data" / f"{name}.jpg", seed)
     paint(data / "training" / "photos" / "0.jpg", 40)
     out = tmp_path / "out" / "measured.json"
     arguments = [str(checkpoint), str(data), str(out), "--network", "tiny_teachers:patch_map@28"]
