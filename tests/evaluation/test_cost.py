@@ -6,7 +6,7 @@ from torch import nn
 from transformers.utils.generic import ModelOutput
 
 from d2vpr_hf import CricaVprConfig, CricaVprModel, D2VprConfig, D2VprModel
-from d2vpr_hf.evaluation.cost import model_cost, original_count, time_model, time_models
+from d2vpr_hf.evaluation.cost import model_cost, original_count, time_models
 
 PATCHES = 16 * 16  # at 224 px
 
@@ -139,4 +139,4 @@ def test_models_take_turns_and_come_back_as_they_were():
     assert all(autocast for *_, autocast in log)
     assert first.training
     assert not second.training
-    assert time_model(second, (2,), rounds=1, device="cpu", progress=False)[2] > 0
+    assert time_models({"one": second}, (2,), rounds=1, device="cpu", progress=False)["one"][2] > 0

@@ -8,7 +8,16 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .options import note, open_embedder, print_json, whole_number
+from ..messages import points
+from .options import (
+    add_device_option,
+    add_dtype_option,
+    add_json_option,
+    note,
+    open_embedder,
+    print_json,
+    whole_number,
+)
 from .parser import CommandParser, UsageError, add_command
 
 if TYPE_CHECKING:
@@ -72,18 +81,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         default=4,
         help="how often each model is timed, in turns; the median counts; 0 counts without timing (default: 4)",
     )
-    group.add_argument(
-        "--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one, else cpu)"
-    )
-    group.add_argument(
-        "--dtype",
-        metavar="TYPE",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="precision of the models: float32, bfloat16 or float16 (default: float32)",
-    )
+    add_device_option(group)
+    add_dtype_option(group)
     group.add_argument("--save", metavar="DIR", help=f"folder for {RESULT_FILE} (default: print only)")
-    group.add_argument("--json", action="store_true", help="print the result as JSON (default: a table)")
+    add_json_option(group)
     return parser
 
 
@@ -99,26 +100,17 @@ def run(options: argparse.Namespace) -> int:
         originals = {name: original_count(models[name]) for name in (STUDENT_WITH_ENCODER, TEACHER)}
         times = {}
         if options.rounds:
-            times = time_models(
-                models,
-                options.batch_sizes,
-                sizes=sizes,
-                rounds=options.rounds,
-                device=options.device,
-                dtype=options.dtype,
-            )
+            how = {name: getattr(options, name) for name in ("rounds", "device", "dtype")}
+            times = time_models(models, options.batch_sizes, sizes=sizes, **how)
     result = _result(options, costs, times, originals)
+    remarks = _remarks(result)
     if options.save:
         content = json.dumps(result, indent=2, ensure_ascii=False)
-        saved = replace_file(Path(options.save) / RESULT_FILE, content)
+        remarks.append(f"written: {replace_file(Path(options.save) / RESULT_FILE, content)}")
     if options.json:
         print_json(result)
-        return 0
-    print(_table(result).text())
-    for line in _remarks(result):
-        print(line)
-    if options.save:
-        print(f"written: {saved}")
+    else:
+        print("\n".join([_table(result).text(), *remarks]))
     return 0
 
 
@@ -173,18 +165,14 @@ def _result(
             "median_ms": {size: each / times[TEACHER][int(size)] - 1 for size, each in median_ms.items()},
         }
         rows.append({"name": name, **cost.to_json(), "median_ms": median_ms, "to_teacher": change})
-    student, teacher = originals[STUDENT_WITH_ENCODER], originals[TEACHER]
+    counted = {
+        kind: {name: getattr(count, kind) for name, count in originals.items()} for kind in ("gmacs", "layer_gmacs")
+    }
+    to_teacher = {kind: found[STUDENT_WITH_ENCODER] / found[TEACHER] - 1 for kind, found in counted.items()}
     return {
         "models": rows,
         "paper": PAPER,
-        "original": {
-            "gmacs": {STUDENT_WITH_ENCODER: student.gmacs, TEACHER: teacher.gmacs},
-            "layer_gmacs": {STUDENT_WITH_ENCODER: student.layer_gmacs, TEACHER: teacher.layer_gmacs},
-            "to_teacher": {
-                "gmacs": student.gmacs / teacher.gmacs - 1,
-                "layer_gmacs": student.layer_gmacs / teacher.layer_gmacs - 1,
-            },
-        },
+        "original": counted | {"to_teacher": to_teacher},
         "settings": {"rounds": options.rounds, "device": options.device, "dtype": options.dtype},
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -242,4 +230,4 @@ def _remarks(result: dict[str, Any]) -> list[str]:
 
 
 def _percent(change: float) -> str:
-    return "" if change == 0 else f"{100 * change:+.1f} %"
+    return "" if change == 0 else f"{points(change)} %"

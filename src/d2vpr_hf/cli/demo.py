@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from .options import (
+    add_json_option,
     add_model_options,
     embedding_settings,
     note,
@@ -52,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         default=".",
         help="where d2vpr/ and d2vpr-demo/ are made (default: the working directory)",
     )
-    group.add_argument("--json", action="store_true", help="print the result as JSON (default: a table)")
+    add_json_option(group, "a table")
     add_model_options(parser, default=None, default_words="d2vpr-small, written to d2vpr/")
     return parser
 
@@ -89,7 +90,7 @@ def run(options: argparse.Namespace) -> int:
         made = {"model": {"name": embedder.name}, "notes": notes}
         print_json(made | result.to_json())
         return 0
-    print(f"{result.queries} photos located among {result.places} others in {result.seconds:.0f} s.\n")
+    print(f"{result.lead()} in {result.seconds:.0f} s.\n")
     for table in result.tables():
         print(table.text(), end="\n\n")
     if result.recall:

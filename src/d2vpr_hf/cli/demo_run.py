@@ -78,16 +78,6 @@ class DemoResult:
     files: dict[str, str]
     seconds: float
 
-    @property
-    def places(self) -> int:
-        """Photos in the index."""
-        return self.comparison.first.counts["database"]
-
-    @property
-    def queries(self) -> int:
-        """Photos located."""
-        return self.comparison.first.counts["queries_ranked"]
-
     @cached_property
     def recall(self) -> dict[str, dict[int, float]]:
         """{method: {k: fraction}} of the models and of chance; empty where nobody knows what is right."""
@@ -95,7 +85,7 @@ class DemoResult:
         if model.recall is None:
             return {}
         found = {name: each.recall for name, each in self.comparison.evaluations.items()}
-        return found | {CHANCE: chance_recall(model.protocol.positives, self.places, KS)}
+        return found | {CHANCE: chance_recall(model.protocol.positives, model.counts["database"], KS)}
 
     @property
     def above(self) -> dict[str, float]:
@@ -125,6 +115,11 @@ class DemoResult:
     def hard_queries(self) -> int:
         """Judged queries taken at night, in fog, rain or snow; only a drawn town says so of its own."""
         return sum(queries for name, (queries, _, _) in self.conditions.items() if name in HARD_CONDITIONS)
+
+    def lead(self) -> str:
+        """How many photos were located among how many."""
+        counts = self.comparison.first.counts
+        return f"{counts['queries_ranked']} photos located among {counts['database']} others"
 
     def summary(self) -> str:
         """What recall@1 comes to, in a sentence; empty without labels."""
@@ -170,8 +165,8 @@ class DemoResult:
                 name or "all": {"queries": queries, "right": right, "right_among_5": among}
                 for name, (queries, right, among) in self.conditions.items()
             },
-            "places": self.places,
-            "queries": self.queries,
+            "places": self.comparison.first.counts["database"],
+            "queries": self.comparison.first.counts["queries_ranked"],
             "queries_without_positives": self.comparison.first.queries_without_positives or 0,
             "skipped": [{"path": path, "reason": reason} for path, reason in self.skipped],
             "files": self.files,
@@ -329,7 +324,7 @@ def locate_split(
     page = gallery_page(
         "Where were these photos taken?",
         entries,
-        lead=f"{result.queries} photos, located among {result.places} others.",
+        lead=f"{result.lead()}.",
         notes=notes,
         tables=result.tables(),
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .options import (
+    add_json_option,
     add_model_options,
     embedding_settings,
     open_embedder,
@@ -125,7 +126,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         help="folder for results.json, gallery.html (wrong answers first), figures.html (curves, map of errors) and, "
         "with --against, comparison.json and comparison.html (default: print only)",
     )
-    group.add_argument("--json", action="store_true", help="print all results as JSON (default: a table)")
+    add_json_option(group, "a table")
     add_model_options(parser, dim_words="the index's with one as --database, else the checkpoint's own")
     return parser
 

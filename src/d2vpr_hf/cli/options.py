@@ -55,6 +55,17 @@ def add_device_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_dtype_option(parser: argparse._ActionsContainer) -> None:
+    """`--dtype`, the number type of the computing."""
+    parser.add_argument(
+        "--dtype",
+        metavar="TYPE",
+        default="float32",
+        choices=("float32", "bfloat16", "float16"),
+        help="precision of the model: float32, bfloat16 or float16; descriptors stay float32 (default: float32)",
+    )
+
+
 def add_model_options(
     parser: argparse.ArgumentParser,
     default: str | None = DEFAULT_MODEL,
@@ -84,13 +95,7 @@ def add_model_options(
             f"some recall; an index and its queries need the same (default: {dim_words})",
         )
     add_device_option(group)
-    group.add_argument(
-        "--dtype",
-        metavar="TYPE",
-        default="float32",
-        choices=("float32", "bfloat16", "float16"),
-        help="precision of the model: float32, bfloat16 or float16; descriptors stay float32 (default: float32)",
-    )
+    add_dtype_option(group)
     group.add_argument(
         "--batch-size",
         metavar="N",

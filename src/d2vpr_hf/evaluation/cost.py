@@ -171,11 +171,6 @@ def time_models(
     return {name: {batch: median(found[name, batch]) for batch in batch_sizes} for name in models}
 
 
-def time_model(model: nn.Module, batch_sizes: Sequence[int] = (1, 32), **settings) -> dict[int, float]:
-    """Median milliseconds a photo by batch size; `settings` are those of `time_models` but for `sizes`."""
-    return time_models({"model": model}, batch_sizes, **settings)["model"]
-
-
 def _seconds(model: nn.Module, pixels: torch.Tensor, dtype: str) -> float:
     started = time.perf_counter()
     with torch.inference_mode(), torch.autocast(pixels.device.type, DTYPES[dtype], enabled=dtype != "float32"):
