@@ -157,7 +157,7 @@ def test_a_checkpoint_of_the_package_goes_by_its_name(tmp_path, photos, monkeypa
     [
         (lambda folder: folder.mkdir(), "without config.json"),
         (lambda folder: folder.write_bytes(b"x"), "is a file, but a checkpoint is a folder"),
-        (lambda folder: (folder.mkdir(), (folder / "config.json").write_text("{")), "is no JSON"),
+        (lambda folder: (folder.mkdir(), (folder / "config.json").write_text("{")), "isn't JSON"),
         (
             lambda folder: (folder.mkdir(), (folder / "config.json").write_text('{"model_type": "dinov2"}')),
             "a model of type dinov2",
@@ -452,6 +452,43 @@ def test_memory_that_ran_out_is_said(monkeypatch, capsys):
     monkeypatch.setattr("d2vpr_hf.cli.convert.run", fail)
     assert "memory ran out" in (message := fails(capsys, "convert", "a", "b"))
     assert "--batch-size" in message
+
+
+DAMAGED = {
+    "empty": b"",
+    "cut": b'{"a": ["b',
+    "Latin-1": '{"é": []}'.encode("latin-1"),
+    "a list": b"[1]",
+    "a number": b"7",
+    "null": b"null",
+    "a long integer": b'{"a": [' + b"1" * 5000 + b"]}",
+    "deep": b"[" * 100_000,
+    "zeros": b"\0" * 10,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_file_is_named(content, places, photos, model, query, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    evaluate = ["evaluate", "--database", "photos", "--queries", "photos", "--model", "tiny", "--positives", "damaged"]
+    for file, words in (
+        ("damaged", evaluate),
+        ("damaged", ["train", "--config", "damaged"]),
+        ("damaged", ["push", "tiny", "me/tiny", "--dry-run", "out", "--training", "damaged"]),
+        ("damaged", ["push", "tiny", "me/tiny", "--dry-run", "out", "--evaluation", "damaged"]),
+        ("damaged.csv", ["index", "photos", "out", "--positions", "damaged.csv", "--model", "tiny"]),
+        ("places/index.json", ["locate", "query.jpg", "--index", "places"]),
+        ("tiny/config.json", ["embed", "photos", "rows", "--model", "tiny"]),
+        ("tiny/preprocessor_config.json", ["embed", "photos", "rows", "--model", "tiny"]),
+    ):
+        before = Path(file).read_bytes() if Path(file).exists() else b""
+        Path(file).write_bytes(content)
+        message = fails(capsys, *words).strip().splitlines()[-1]
+        # transformers names the folder of a processor that it can't read.
+        assert file in message or file.partition("/")[0] + " can't be opened" in message, message
+        assert "should not have happened" not in message
+        assert len(message) < 700
+        Path(file).write_bytes(before)
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def test_what_is_wrong_is_named(config, words, message, capsys):
 def test_broken_files_and_keys_without_a_stage_are_named(tmp_path, capsys):
     broken = tmp_path / "broken.yaml"
     for text, message in (
-        ("stage: [", "is no YAML"),
+        ("stage: [", "isn't YAML"),
         ("- a\n- b\n", "holds no keys"),
         ("stage: finetune\ndat: x\n", "'dat'"),
     ):

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,19 +141,25 @@ def _begun_run(folder: str) -> dict[str, Any]:
     path = Path(folder) / "arguments.json"
     if not path.is_file():
         raise UsageError(f"{folder} holds no training run to go on with. Leave --resume out, or name the run's folder.")
-    return {name: value for name, value in json.loads(path.read_text(encoding="utf-8")).items() if value is not None}
+    return {name: value for name, value in _read_keys(path, "JSON", json.loads).items() if value is not None}
 
 
 def _read_config(path: str) -> dict[str, Any]:
-    """The keys of a YAML file."""
     import yaml
 
     if not Path(path).is_file():
         raise UsageError(f"there is no file {path}. Give --config a YAML file, such as examples/configs/distill.yaml.")
+    return _read_keys(Path(path), "YAML", yaml.safe_load)
+
+
+def _read_keys(path: Path, form: str, read: Callable[[str], Any]) -> dict[str, Any]:
+    """The keys of a run's file."""
+    import yaml
+
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is no YAML ({' '.join(str(error).split())}). Repair the file.") from error
+        values = read(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} isn't {form} ({' '.join(str(error).split())}). Repair the file.") from error
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise UsageError(
             f"{path} holds no keys, but must look like examples/configs/distill.yaml: one 'key: value' a line."

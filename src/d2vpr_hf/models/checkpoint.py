@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -43,7 +41,7 @@ def open_checkpoint(
     where = _checked_place(name)
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, RuntimeError, StrictDataclassError) as error:
+    except Exception as error:  # transformers raises whatever it stumbles over in a damaged file
         raise _not_opened(name, error) from error
     if config.model_type not in OUR_MODELS and not trust_remote_code:
         raise ValueError(
@@ -54,7 +52,7 @@ def open_checkpoint(
     try:
         model = AutoModel.from_pretrained(where, trust_remote_code=trust_remote_code, **chosen).eval()
         return model, AutoImageProcessor.from_pretrained(where, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, RuntimeError, StrictDataclassError, SafetensorError) as error:
+    except Exception as error:
         raise _not_opened(name, error) from error
 
 
@@ -145,9 +143,14 @@ def _checked_place(name: str) -> str:
                 "one: `d2vpr convert original.pth out/`."
             )
         try:
-            json.loads(config.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{config} is no JSON ({error}). Restore the file, or name another checkpoint.") from error
+            settings = json.loads(config.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{config} isn't JSON ({error}). Restore the file, or name another checkpoint.") from error
+        if not isinstance(settings, dict):
+            raise ValueError(
+                f"{config} holds a JSON {type(settings).__name__}, but must hold an object. Restore the file, or name "
+                "another checkpoint."
+            )
         return name
     if folder.exists():
         hint = f" `d2vpr convert {name} out/` makes a folder of it." if folder.suffix in (".pth", ".pt") else ""
@@ -185,5 +188,6 @@ def _chosen_dim(name: str, config: PreTrainedConfig, dim: int | None, usual_dim:
 
 
 def _not_opened(name: str, error: Exception) -> ValueError:
-    text = " ".join(str(error).split())
-    return ValueError(f"the checkpoint {name} can't be opened: {text if len(text) < 300 else f'{text[:300]} ...'}")
+    text = " ".join(str(error).split()) or type(error).__name__
+    text = text if len(text) < 300 else f"{text[:300]} ..."
+    return ValueError(f"the checkpoint {name} can't be opened: {text}{'' if text.endswith('.') else '.'}")

@@ -13,6 +13,7 @@ from pyproj import Geod, Proj, Transformer
 from scipy.spatial import cKDTree
 
 from ..files import name_key, path_to_text
+from ..messages import first_few
 from .images import read_exif
 from .names import UtmName
 from .tables import read_table
@@ -366,7 +367,7 @@ def _read_table(table: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     frame = read_table(table, dtype={"path": str})
     if missing := [name for name in ("path", "lat", "lon") if name not in frame.columns]:
         raise ValueError(
-            f"{table} lacks {', '.join(missing)}; its columns are {', '.join(map(str, frame.columns))}. "
+            f"{table} lacks {', '.join(missing)}; its columns are {first_few([str(name)[:40] for name in frame], 8)}. "
             "It needs path, lat and lon (degrees, WGS84); rename or add them."
         )
     # As people count lines in a CSV: the header is line 1.
