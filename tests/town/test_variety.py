@@ -159,6 +159,7 @@ def test_towers_rise_above_the_houses_and_leave_the_others_as_they_are():
 def test_a_pyramid_gives_photos_back_at_any_size(facades):
     pyramid = read_facades(facades)
     assert count_facades(pyramid) == 2
+    assert torch.equal(read_facades(facades, ["a.png"])[:, 0], torch.tensor([0, 255, 0], dtype=torch.uint8))
     for texel in (1.0, 3.0, 16.0):
         across, size = torch.full((3,), 0.5), torch.full((3,), texel)
         found = facade_at(pyramid, torch.tensor([0, 0, 1]), across, torch.tensor([0.2, 0.95, 0.5]), size)

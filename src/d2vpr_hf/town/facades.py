@@ -1,6 +1,6 @@
 """Photos of facades as the fronts of drawn houses: one pyramid of all of them, from which any point is read."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,15 @@ LIGHTER = 1.35  # than in its photo, which is taken in less than full light
 KERB_SHARE = 0.14  # of a photo's height at its foot, where cars stand and people walk
 
 
-def read_facades(folder: str | Path) -> Tensor:
-    """(3, texels) uint8 of all photos of a folder: each in full size, then each in half of it, and so on.
+def read_facades(folder: str | Path, exclude: Collection[str] = ()) -> Tensor:
+    """(3, texels) uint8 of the photos of a folder: each in full size, then each in half of it, and so on.
+
+    Args:
+        exclude: file names of photos to leave out.
 
     Raises: ValueError if the folder holds no photo; UnreadableImage for one that can't be used.
     """
-    photos = [_front(path) for path in list_images(folder)]
+    photos = [_front(path) for path in list_images(folder) if path.name not in exclude]
     if not photos:
         raise ValueError(f"{folder} holds no photo. Give a folder of photos of facades, each seen from the front.")
     return torch.cat([_level(photos, level) for level in range(LEVELS)], dim=1)

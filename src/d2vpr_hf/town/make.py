@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,6 +64,7 @@ def make_town(
     alike: float = 0.0,
     landmarks: bool = False,
     facades: str | Path | None = None,
+    facades_exclude: Collection[str] = (),
     device: str | torch.device = "cpu",
     batch_size: int = 1,
     progress: bool = False,
@@ -92,6 +93,7 @@ def make_town(
         alike: share of houses, 0 to 1, that look like the one beside them but for details.
         landmarks: some houses are towers, each of a colour of its own.
         facades: folder of photos of facades, seen from the front, that most houses have for fronts.
+        facades_exclude: file names of photos there that aren't used, such as those to validate with.
         device: where the photos are drawn; on the CPU by as many workers as `torch.get_num_threads()`.
         batch_size: photos drawn at a time; more than one pays on an accelerator.
         progress: show a bar on stderr.
@@ -114,7 +116,7 @@ def make_town(
             raise ValueError(f"make_town: {name} is {value!r}, but must be an integer of at least {low}.")
     if not 0 <= alike <= 1:
         raise ValueError(f"make_town: alike is {alike!r}, but must be a share from 0 to 1.")
-    photos = None if facades is None else read_facades(facades)
+    photos = None if facades is None else read_facades(facades, facades_exclude)
     root = Path(folder)
     _clear_earlier_town(root)
 
@@ -133,6 +135,7 @@ def make_town(
 
     settings = {"places": places, "views": views, "seed": seed, "layout": layout, "height": height, "width": width}
     changes |= {"alike": alike, "landmarks": landmarks, "facades": None if facades is None else str(facades)}
+    changes["facades_exclude"] = sorted(facades_exclude)
     settings |= {name: value for name, value in changes.items() if value}
     record = {"made_by": "d2vpr_hf.make_town", **settings, "files": [*files, *table]}
     # First, so that a town that is broken off can be replaced too.

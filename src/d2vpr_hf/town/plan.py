@@ -15,23 +15,10 @@ BLOCK_M = 120.0  # from one crossing to the next
 PLACE_SPACING_M = BLOCK_M / 2  # places are crossings and the middles between two crossings
 PAVEMENT_M = 3.4
 HOUSE_DEPTH_M = 11.0
-
-
-class Wall(IntEnum):
-    FRONT, SIDE, BACK = range(3)
-
-
-class Roof(IntEnum):
-    FLAT, GABLE, PITCHED, STEPPED = range(4)
-
-
-class Material(IntEnum):
-    PLASTER, BRICK, CONCRETE, WOOD = range(4)
-
-
-class Board(IntEnum):
-    TREE, LAMP = range(2)
-
+Wall = IntEnum("Wall", "FRONT SIDE BACK", start=0)
+Roof = IntEnum("Roof", "FLAT GABLE PITCHED STEPPED", start=0)
+Material = IntEnum("Material", "PLASTER BRICK CONCRETE WOOD", start=0)
+Board = IntEnum("Board", "TREE LAMP", start=0)
 
 # Every house takes its colours from here, so that no colour belongs to one place.
 WALL_COLOURS = (

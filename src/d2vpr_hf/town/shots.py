@@ -187,15 +187,8 @@ def _move_about(street: Street, place: Tensor, cameras: Cameras, random: torch.G
     across = -torch.where(east_west, side_y[place], side_x[place]) * away
     stand_east = east[place] + torch.where(east_west, along, across)
     stand_north = north[place] + torch.where(east_west, across, along)
-    heading = torch.rad2deg(torch.atan2(target_east[place] - stand_east, target_north[place] - stand_north))
-    return replace(
-        cameras,
-        east=stand_east,
-        north=stand_north,
-        heading_deg=(heading + _turn(count, 0, MOVED_TURN_DEG, random)) % 360,
-        roll_deg=_turn(count, 0, 5, random),
-        field_deg=_zoomed(cameras.field_deg, draw[3]),
-    )
+    stand = replace(cameras, east=stand_east, north=stand_north)
+    return _zoomed(_look_at(stand, target_east[place], target_north[place], 5, random), draw[3])
 
 
 def _move_queries(like: Cameras, places: Tensor, cameras: Cameras, random: torch.Generator) -> Cameras:
@@ -203,20 +196,22 @@ def _move_queries(like: Cameras, places: Tensor, cameras: Cameras, random: torch
     east, north = _stand(places, QUERY_MOVED_ALONG_M, QUERY_REACH_M[1], random)
     course = torch.deg2rad(like.heading_deg)
     towards_east, towards_north = like.east + LOOKS_AT_M * course.sin(), like.north + LOOKS_AT_M * course.cos()
-    heading = torch.rad2deg(torch.atan2(towards_east - east, towards_north - north))
+    stand = replace(cameras, east=east, north=north)
+    looking = _zoomed(_look_at(stand, towards_east, towards_north, 4, random), torch.rand(len(east), generator=random))
     # Whoever stands closer to it than 6 m looks as the database photo does.
     close = (towards_east - east).square() + (towards_north - north).square() < 36
-    return replace(
-        cameras,
-        east=east,
-        north=north,
-        heading_deg=torch.where(close, like.heading_deg, heading + _turn(len(east), 0, MOVED_TURN_DEG, random)) % 360,
-        roll_deg=_turn(len(east), 0, 4, random),
-        field_deg=_zoomed(cameras.field_deg, torch.rand(len(east), generator=random)),
-    )
+    return replace(looking, heading_deg=torch.where(close, like.heading_deg, looking.heading_deg))
 
 
-def _zoomed(field_deg: Tensor, draw: Tensor) -> Tensor:
-    """Fields of view at a zoom of 0.6 to 1.6, by draws from 0 to 1."""
+def _look_at(cameras: Cameras, east: Tensor, north: Tensor, roll_deg: float, random: torch.Generator) -> Cameras:
+    """Cameras that look towards points, more or less."""
+    heading = torch.rad2deg(torch.atan2(east - cameras.east, north - cameras.north))
+    heading = (heading + _turn(len(heading), 0, MOVED_TURN_DEG, random)) % 360
+    return replace(cameras, heading_deg=heading, roll_deg=_turn(len(heading), 0, roll_deg, random))
+
+
+def _zoomed(cameras: Cameras, draw: Tensor) -> Cameras:
+    """Cameras at a zoom of 0.6 to 1.6, by draws from 0 to 1."""
     zoom = ZOOMS[0] * (ZOOMS[1] / ZOOMS[0]) ** draw
-    return 2 * torch.rad2deg(torch.atan(torch.tan(torch.deg2rad(field_deg) / 2) / zoom))
+    half = torch.atan(torch.tan(torch.deg2rad(cameras.field_deg) / 2) / zoom)
+    return replace(cameras, field_deg=2 * torch.rad2deg(half))
