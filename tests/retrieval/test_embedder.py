@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from types import SimpleNamespace
 
 import datasets
@@ -381,13 +382,17 @@ def test_threads_that_share_a_model_leave_it_as_it_was(tmp_path, tiny_processor)
 
         def forward(self, pixel_values):
             self.modes.add(self.norm.training)
+            time.sleep(0.01)
             return super().forward(self.norm(pixel_values))
 
     model = Normalising().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     embedder = Embedder(model, tiny_processor, batch_size=1, workers=1)
     images = [photo(number) for number in range(6)]
-    threads = [threading.Thread(target=embedder.embed, args=(images,), kwargs={"progress": False}) for _ in range(8)]
+    threads = [
+        threading.Thread(target=embedder.embed, args=(images[:count],), kwargs={"progress": False})
+        for count in range(1, 7)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -433,13 +438,14 @@ def test_a_photo_that_changes_is_known_as_it_was_read(tmp_path, run, tiny_proces
     opened = []
 
     def disturbing(image, return_tensors):
+        if not opened:
+            photo(8).save(paths[2])  # after it was listed, and before it is read
         opened.append(image)
         return tiny_processor(image, return_tensors=return_tensors)
 
-    photo(8).save(paths[1])  # listed by then or not, it is known as it is read
-    again = run(paths, processor=disturbing)
+    again = run(paths, processor=disturbing, batch_size=1, workers=1)
     np.testing.assert_array_equal(again.states, file_states(paths))
-    assert len(opened) == 3
+    np.testing.assert_array_equal(again.vectors[2], run(paths[2]).vectors[0])
 
 
 def test_a_photo_that_changes_while_it_is_read_is_skipped(tmp_path, run, monkeypatch):

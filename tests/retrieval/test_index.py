@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from d2vpr_hf.photos.positions import Positions, distances_m
+from d2vpr_hf.retrieval import index as module
 from d2vpr_hf.retrieval.embedder import Descriptors
 from d2vpr_hf.retrieval.index import PlaceIndex
 
@@ -226,8 +227,15 @@ def test_what_may_be_the_answer_is_ranked_as_among_all(queries):
     assert len(allowed) == 170
 
 
-def test_near_is_exact_at_its_edge():
-    """By the sphere alone, which is up to 0.6 % off, some of these would fall on the wrong side."""
+def test_near_is_exact_at_its_edge(monkeypatch):
+    """By the sphere alone, which is up to 0.6 % off, some would fall on the wrong side; those alone are looked at."""
+    asked = []
+
+    def counted(*degrees):
+        asked.append(np.size(degrees[2]))
+        return distances_m(*degrees)
+
+    monkeypatch.setattr(module, "distances_m", counted)
     random = np.random.default_rng(0)
     where = Positions.from_degrees(-60 + random.random(3000), 20 + random.random(3000))
     index = PlaceIndex.build(descriptors(3000, dim=2), where)
@@ -235,6 +243,9 @@ def test_near_is_exact_at_its_edge():
     for radius_m in np.sort(metres)[[5, 500, 1500, 2900]]:
         found = index.search(unit_vectors(1, dim=2), 3000, near=(-59.5, 20.5), radius_m=radius_m)
         assert set(found.ids[0]) - {-1} == set(np.flatnonzero(metres <= radius_m))
+    index.search(unit_vectors(1, dim=2), 5, near=(-59.5, 20.5), radius_m=1e6)
+    assert len(asked) == 5
+    assert 0 < sum(asked) < 3000 / 4
 
 
 def test_descriptors_of_other_settings_are_refused(tmp_path):
