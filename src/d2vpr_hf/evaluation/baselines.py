@@ -321,6 +321,9 @@ def transformers_peer(name_or_path: str, *, pooling: Pooling = "pooler", trust_r
     """An image model of transformers with its processor, by its name on the Hub or its folder."""
     from transformers import AutoImageProcessor, AutoModel
 
+    from ..models.checkpoint import read_config
+
+    read_config(name_or_path, trust_remote_code=trust_remote_code)
     processor = AutoImageProcessor.from_pretrained(name_or_path, backend="pil", trust_remote_code=trust_remote_code)
     model = AutoModel.from_pretrained(name_or_path, trust_remote_code=trust_remote_code).eval()
     return TransformersPeer(name_or_path, model, processor, pooling)

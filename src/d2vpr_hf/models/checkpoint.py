@@ -40,7 +40,7 @@ def open_checkpoint(
     name = str(name_or_path)
     where = _checked_place(name)
     try:
-        config = AutoConfig.from_pretrained(where, trust_remote_code=trust_remote_code)
+        config = read_config(where, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises whatever it stumbles over in a damaged file
         raise _not_opened(name, error) from error
     if config.model_type not in OUR_MODELS and not trust_remote_code:
@@ -54,6 +54,20 @@ def open_checkpoint(
         return model, AutoImageProcessor.from_pretrained(where, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise _not_opened(name, error) from error
+
+
+def read_config(name_or_path: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration of any checkpoint of transformers.
+
+    Raises: OSError or ValueError as `AutoConfig`; ValueError if it names code on the Hub that computes attention.
+    """
+    config = AutoConfig.from_pretrained(name_or_path, trust_remote_code=trust_remote_code)
+    if not trust_remote_code and "/" in str(config._attn_implementation):
+        raise ValueError(
+            f"The configuration of {name_or_path} asks for the attention {config._attn_implementation!r}, which is "
+            "code on the Hub and isn't loaded. Take that out of its config.json."
+        )
+    return config
 
 
 def pretrained_names() -> list[str]:
@@ -189,5 +203,7 @@ def _chosen_dim(name: str, config: PreTrainedConfig, dim: int | None, usual_dim:
 
 def _not_opened(name: str, error: Exception) -> ValueError:
     text = " ".join(str(error).split()) or type(error).__name__
+    if not isinstance(error, (OSError, ValueError, RuntimeError)):
+        text = f"{text} ({type(error).__name__})"
     text = text if len(text) < 300 else f"{text[:300]} ..."
     return ValueError(f"the checkpoint {name} can't be opened: {text}{'' if text.endswith('.') else '.'}")

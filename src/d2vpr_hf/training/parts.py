@@ -11,11 +11,11 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, Dinov2Config
+from transformers import AutoImageProcessor, AutoModel, Dinov2Config
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import cached_file
 
-from ..models.checkpoint import TRAINING_FILE
+from ..models.checkpoint import TRAINING_FILE, read_config
 from ..models.cricavpr.configuration_cricavpr import CricaVprConfig
 from ..models.cricavpr.modeling_cricavpr import CricaVprModel
 from ..models.d2vpr.configuration_d2vpr import D2VprConfig
@@ -176,7 +176,7 @@ def _loaded(arguments: TrainingArguments) -> Trainee:
     if not Path(name).is_dir():
         logger.info("There is no folder %s, so it is looked for on the Hugging Face Hub.", name)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = read_config(name)
     except OSError as error:
         raise OSError(f"The model {name} is neither a checkpoint folder nor found on the Hub: {error}") from error
     if config.model_type == "dinov2":

@@ -12,11 +12,12 @@ from typing import Any, Literal, Self, get_args
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, Dinov2Model, Dinov2WithRegistersModel
+from transformers import Dinov2Model, Dinov2WithRegistersModel
 from transformers.configuration_utils import PreTrainedConfig
 
 from ..evaluation.networks import TeacherNetwork, call_factory, checked_network, is_factory
 from ..messages import did_you_mean
+from ..models.checkpoint import read_config
 from ..models.cricavpr.modeling_cricavpr import CricaVprModel, region_members
 from ..models.d2vpr.aggregator_d2vpr import GeM
 from ..models.d2vpr.backbone_d2vpr import patch_grid
@@ -253,7 +254,7 @@ def _open_checkpoint(name: str, mode: TeacherMode) -> tuple[nn.Module, str]:
     if not Path(name).is_dir():
         logger.info("There is no folder %s, so the teacher is looked for on the Hugging Face Hub.", name)
     try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        config = read_config(name)
     except (OSError, ValueError) as error:
         raise ValueError(f"{name} can't be opened as a teacher: {error}\n{_WHAT_WORKS}") from error
     kind = config.model_type

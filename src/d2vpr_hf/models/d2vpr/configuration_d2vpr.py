@@ -14,6 +14,16 @@ DINOV2_SMALL = {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518}
 AGGREGATOR_STEP = 48
 # The narrowest branch of an adapter has a sixteenth of its channels.
 ADAPTER_STEP = 16
+# The largest DINOv2 has a width of 1,536, 40 blocks and 24 heads.
+BACKBONE_LIMITS = {
+    "hidden_size": 8192,
+    "num_hidden_layers": 128,
+    "num_attention_heads": 128,
+    "patch_size": 128,
+    "image_size": 4096,
+    "mlp_ratio": 16,
+}
+MOST_AGGREGATOR_DIM, MOST_PCA_IMAGES = 16_384, 10_000_000
 # Global, 4 medium, 9 small regions.
 REGIONS = 14
 # What a checkpoint says of the photos that its PCA was fitted on.
@@ -52,6 +62,9 @@ class AdaptedDinov2Config(PreTrainedConfig):
     converted_from: dict | None = None
 
     def __post_init__(self, **kwargs) -> None:
+        for fields in (kwargs, self.backbone_config):
+            if isinstance(fields, dict) and fields.pop("num_labels", None) not in (None, 2):
+                raise ValueError("num_labels is given, but a model of places has no labels. Leave it out.")
         if isinstance(self.backbone_config, dict):
             # transformers looks a field of this name up by its model_type, which a short dict may lack.
             self.backbone_config = {"model_type": "dinov2", **self.backbone_config}
@@ -68,6 +81,7 @@ class AdaptedDinov2Config(PreTrainedConfig):
                 f"backbone_config is a {self.backbone_config.model_type} configuration, but the backbone is DINOv2. "
                 "Give a Dinov2Config."
             )
+        self._check_numbers()
         if self.adapter_dim < ADAPTER_STEP or self.adapter_dim % ADAPTER_STEP:
             raise ValueError(
                 f"adapter_ratio {self.adapter_ratio} of {self.backbone_config.hidden_size} channels gives an adapter "
@@ -76,6 +90,28 @@ class AdaptedDinov2Config(PreTrainedConfig):
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, but must be at least 0 and below 1.")
+
+    def _check_numbers(self) -> None:
+        """A configuration comes from anywhere: what builds a model must neither hang nor fill the memory."""
+        backbone = self.backbone_config
+        for name, most in BACKBONE_LIMITS.items():
+            value = getattr(backbone, name, None)
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"backbone_config.{name} is {value!r}, but must be an integer from 1 to {most:,}.")
+        if backbone.num_channels != 3 or backbone.hidden_size % backbone.num_attention_heads:
+            raise ValueError(
+                f"backbone_config has {backbone.num_channels} channels and {backbone.hidden_size} numbers for "
+                f"{backbone.num_attention_heads} attention heads, but must have 3 channels and the same number a head."
+            )
+        for name, most in (("adapter_ratio", 4), ("interpolate_offset", 1)):
+            if not 0 <= (value := getattr(self, name)) <= most:
+                raise ValueError(f"{name} is {value}, but must be from 0 to {most}.")
+        # A configuration file could name code on the Hub this way; whoever wants it calls set_attn_implementation.
+        if "/" in str(self._attn_implementation):
+            raise ValueError(
+                f"The configuration asks for the attention {self._attn_implementation!r}, which is code on the Hub "
+                'and isn\'t loaded. Take that out of config.json; "sdpa" and "eager" are known.'
+            )
 
 
 @strict
@@ -156,12 +192,13 @@ class D2VprConfig(AdaptedDinov2Config):
                 f"recovery_layers names blocks {unknown}, but the backbone has blocks 1 to {depth}. "
                 f"Give 1-based block numbers up to {depth}; (2, 4, 8, 12) are those of 12 blocks."
             )
-        if not self.recovery_layers:
-            raise ValueError("recovery_layers is empty. Give at least one 1-based block number, such as (12,).")
-        if self.aggregator_dim < AGGREGATOR_STEP or self.aggregator_dim % AGGREGATOR_STEP:
+        if not 1 <= len(self.recovery_layers) <= BACKBONE_LIMITS["num_hidden_layers"]:
+            found = f"has {len(self.recovery_layers):,} entries" if self.recovery_layers else "is empty"
+            raise ValueError(f"recovery_layers {found}. Give at least one 1-based block number, such as (12,).")
+        if not AGGREGATOR_STEP <= self.aggregator_dim <= MOST_AGGREGATOR_DIM or self.aggregator_dim % AGGREGATOR_STEP:
             raise ValueError(
-                f"aggregator_dim is {self.aggregator_dim}, but must be a positive multiple of {AGGREGATOR_STEP}. "
-                "The published width is 768."
+                f"aggregator_dim is {self.aggregator_dim}, but must be a positive multiple of {AGGREGATOR_STEP}, at "
+                f"most {MOST_AGGREGATOR_DIM:,}. The published width is 768."
             )
 
     def validate_head(self) -> None:
@@ -221,6 +258,8 @@ class D2VprConfig(AdaptedDinov2Config):
         wrong = sorted(self.pca_source.keys() ^ PCA_SOURCE_FIELDS.keys()) or [
             name for name, kind in PCA_SOURCE_FIELDS.items() if not isinstance(self.pca_source[name], kind)
         ]
+        if not wrong and not 0 <= self.pca_source["images"] <= MOST_PCA_IMAGES:
+            wrong = ["images"]
         if wrong:
             raise ValueError(
                 f"pca_source has missing, unknown or mistyped entries: {', '.join(wrong)}. It must hold "

@@ -1,5 +1,7 @@
 """Photos in, pixel values out: what stands between a file's pixels and the model."""
 
+import math
+
 import numpy as np
 import torch
 from PIL import Image
@@ -19,6 +21,7 @@ from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT
 logger = logging.get_logger(__name__)
 
 PATCH_SIZE = 14
+MOST_PIXELS = 14 * 512
 EXIF_ORIENTATION = 0x0112
 # {EXIF orientation: what turns it upright}
 TURNS = {
@@ -150,11 +153,22 @@ class D2VprImageProcessor(PilBackend):
     def _set_attributes(self, **kwargs) -> None:
         super()._set_attributes(**kwargs)
         self._check_size(self.size)
+        for name in ("image_mean", "image_std"):
+            self._check_statistics(name, getattr(self, name))
+        self._check_statistics("rescale_factor", self.rescale_factor)
+        if type(self.antialias) is not bool or self.resample not in list(PILImageResampling):
+            raise ValueError(
+                f"resample is {self.resample!r} and antialias {self.antialias!r}, but must be the number of one of "
+                "PIL's filters, 0 to 5, and true or false."
+            )
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:
         super()._validate_preprocess_kwargs(**{name: value for name, value in kwargs.items() if name != "antialias"})
         if kwargs["do_resize"]:
             self._check_size(kwargs["size"])
+        if kwargs["do_normalize"]:
+            for name in ("image_mean", "image_std"):
+                self._check_statistics(name, kwargs[name])
         if not kwargs["antialias"] and kwargs["resample"] not in TORCH_RESAMPLING:
             names = ", ".join(f"{int(filter)} ({mode})" for filter, mode in TORCH_RESAMPLING.items())
             raise ValueError(
@@ -174,11 +188,21 @@ class D2VprImageProcessor(PilBackend):
 
     @staticmethod
     def _check_size(size: SizeDict) -> None:
-        height, width = size.height, size.width
-        if not height or not width or height % PATCH_SIZE or width % PATCH_SIZE:
+        for side in (size.height, size.width):
+            if type(side) is not int or not 0 < side <= MOST_PIXELS or side % PATCH_SIZE:
+                given = {name: value for name, value in dict(size).items() if value is not None}
+                raise ValueError(
+                    f"size is {given}, but must hold height and width in pixels, both integers up to {MOST_PIXELS:,} "
+                    f'and multiples of {PATCH_SIZE}, such as {{"height": 224, "width": 224}}.'
+                )
+
+    @staticmethod
+    def _check_statistics(name: str, values: object) -> None:
+        found = np.asarray(values if isinstance(values, (int, float, list, tuple)) else math.nan, np.float64).ravel()
+        if len(found) not in (1, 3) or not np.isfinite(found).all() or (name == "image_std" and (found == 0).any()):
             raise ValueError(
-                f"size is {dict(size)}, but must hold height and width in pixels, both multiples of {PATCH_SIZE}, "
-                'such as {"height": 224, "width": 224} or {"height": 322, "width": 322}.'
+                f"{name} is {values!r}, but photos are RGB: give three numbers, or one for all, none of them NaN and "
+                "no standard deviation 0."
             )
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[ImageInput]:

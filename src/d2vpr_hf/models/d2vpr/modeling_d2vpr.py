@@ -1,20 +1,29 @@
 """The D2-VPR model, in the order in which an image passes through it: student, recovery, aggregator, descriptor."""
 
+import json
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, Self
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 from transformers import Dinov2Model
 from transformers import initialization as init
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils import IMAGE_PROCESSOR_NAME, ModelOutput
+from transformers.utils import (
+    IMAGE_PROCESSOR_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    ModelOutput,
+    cached_file,
+)
 from transformers.utils.generic import can_return_tuple
 
 from .aggregator_d2vpr import D2VprAggregator, GeM, OffsetHead
@@ -82,6 +91,31 @@ def saved_with_encoder(name: str | os.PathLike | None, arguments: dict) -> bool:
         return False
     saved, _ = D2VprConfig.get_config_dict(name, **{key: arguments[key] for key in HUB_ARGUMENTS if key in arguments})
     return bool(saved.get("cross_image_encoder"))
+
+
+def strange_numbers(name: str | os.PathLike | None, arguments: dict, state: Mapping[str, torch.Tensor]) -> list[str]:
+    """What is wrong with a checkpoint's files though transformers loads it: files that lie elsewhere, and integers in
+    place of fractions or the reverse, which are cast in silence.
+    """
+    where = {key: arguments[key] for key in HUB_ARGUMENTS if key in arguments}
+    where |= {"local_files_only": True, "force_download": False}  # they were read a moment ago
+    find = partial(cached_file, name, _raise_exceptions_for_missing_entries=False, **where)
+    if name is None:
+        return []
+    files, problems = [SAFE_WEIGHTS_NAME], []
+    if (single := find(SAFE_WEIGHTS_NAME)) is None and (index := find(SAFE_WEIGHTS_INDEX_NAME)) is not None:
+        files = sorted(set(json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()))
+        if elsewhere := [file for file in files if Path(file).name != file]:
+            return [f"{SAFE_WEIGHTS_INDEX_NAME} names files outside of the checkpoint: {', '.join(elsewhere)}"]
+    for file in filter(None, [single] if single else map(find, files)):
+        with safe_open(file, "pt") as tensors:
+            kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118 - it is no dict
+        problems += [
+            f"{key}: numbers of type {kinds[key]}, expected {state[key].dtype}"
+            for key in sorted(kinds.keys() & state.keys())
+            if state[key].is_floating_point() != kinds[key].startswith(("F", "BF"))
+        ]
+    return problems
 
 
 def own_memory(model: nn.Module) -> None:
@@ -163,6 +197,7 @@ class D2VprPreTrainedModel(CheckpointsOnce, PreTrainedModel):
             for key, found, expected in sorted(info["mismatched_keys"])
         ]
         problems += list(info["error_msgs"])
+        problems += strange_numbers(pretrained_model_name_or_path, kwargs, model.state_dict())
         if problems:
             raise ValueError(
                 f"The weights in {pretrained_model_name_or_path} don't fit {cls.__name__} with its configuration:\n  "
