@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fresh_process import LIMIT_S
 
 from d2vpr_hf.models.checkpoint import save_checkpoint
 
@@ -67,7 +68,7 @@ def run_offline(code: str, folder: Path) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=300,
+        timeout=LIMIT_S,
         check=False,
     )
 

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from fresh_process import LIMIT_S
 from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel
@@ -132,7 +133,7 @@ print(tuple(expected.shape), model.config.pca_source and model.config.pca_source
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=LIMIT_S,
         check=False,
     )
     expected = {"reduced": "(3, 8) made/train None", "headed": "(3, 8) None 8", "nested": "(3, 5) None 8"}[end]

@@ -41,7 +41,7 @@ _JOINED_TABLE = "joined.parquet"
 # (its name too), and its number in the file system.
 STATE_COLUMNS = ("size_bytes", "mtime_ns", "ctime_ns", "inode")
 # What must be equal for rows to stand side by side, and how an error calls it.
-_PROVENANCE = {"weight_hash": "descriptor_dim or weights", "processor": "processor", "dtype": "dtype"}
+_PROVENANCE = {"weight_hash": "weights or descriptor_dim (--dim)", "processor": "processor", "dtype": "dtype"}
 
 
 class DamagedRows(ValueError):  # noqa: N818 - reads as what it is
