@@ -49,7 +49,7 @@ def test_a_folder_without_photos_is_an_error(tmp_path):
     (tmp_path / "notes.txt").write_text("no photo")
     with pytest.raises(ValueError, match="holds no photo"):
         read_photo_folder(tmp_path)
-    with pytest.raises(NotADirectoryError, match="is no folder"):
+    with pytest.raises(NotADirectoryError, match="is not a folder"):
         read_photo_folder(tmp_path / "nowhere")
 
 

@@ -179,7 +179,7 @@ def test_table_is_matched_by_path_or_base_name(tmp_path, caplog, suffix):
         ("file,lat,lon\n1.jpg,1,2\n", r"lacks path; its columns are file, lat, lon"),
         ("path,lat,lon\n1.jpg,1,2\n2.jpg,91,2\n", r"line 3 has a lat outside .*2\.jpg"),
         ("path,lat,lon\n1.jpg,1,400\n", "line 2 has a lat outside"),
-        ("path,lat,lon\n1.jpg,north,2\n", "line 2 has a lat or lon that is no number"),
+        ("path,lat,lon\n1.jpg,north,2\n", "line 2 has a lat or lon that is not a number"),
         ("path,lat,lon\n,1,2\n", "line 2 has no path"),
         ("path,lat,lon\n1.jpg,1,2\n1.jpg,1,3\n", "more than once, such as '1.jpg'"),
         ("path,lat,lon\na/1.jpg,1,2\nb/1.jpg,1,3\n", "2 rows named '1.jpg'"),

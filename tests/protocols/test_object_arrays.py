@@ -172,7 +172,7 @@ def test_damaged_files(tmp_path):
     with pytest.raises(ValueError, match="cut short or damaged"):
         read_positive_rows(path, queries=2, database=4)
     path.write_bytes(b"not numpy")
-    with pytest.raises(ValueError, match=r"is no \.npy file"):
+    with pytest.raises(ValueError, match=r"is not an \.npy file"):
         read_positive_rows(path, queries=2, database=4)
     np.save(path, np.array([0.5]))
     with pytest.raises(ValueError, match="float64"):
@@ -217,7 +217,7 @@ def save_head(path: Path, head: str) -> Path:
 def test_a_broken_head_is_an_error_that_names_the_file(tmp_path, head):
     path = save_head(tmp_path / "gt.npy", head)
     for read in (read_names, read_row_numbers, lambda path: read_positive_rows(path, queries=3, database=3)):
-        with pytest.raises(ValueError, match=r"gt\.npy is no \.npy file of a list"):
+        with pytest.raises(ValueError, match=r"gt\.npy is not an \.npy file of a list"):
             read(path)
 
 

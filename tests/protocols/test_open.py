@@ -212,9 +212,9 @@ def test_two_zones_are_measured_across_their_border(tmp_path):
 
 def test_a_wrong_folder_shows_the_layouts(tmp_path):
     trees.write_photo(tmp_path / "photo.jpg")
-    with pytest.raises(ValueError, match=r"holds photo.jpg, which is no layout of sped(.|\n)*ref/0000000.jpg"):
+    with pytest.raises(ValueError, match=r"holds photo.jpg, which is not a layout of sped(.|\n)*ref/0000000.jpg"):
         open_protocol("sped", tmp_path)
-    with pytest.raises(NotADirectoryError, match="is no folder"):
+    with pytest.raises(NotADirectoryError, match="is not a folder"):
         open_protocol("sped", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="Did you mean pitts30k-test"):
         open_protocol("pitts30k_test", tmp_path)
@@ -222,7 +222,7 @@ def test_a_wrong_folder_shows_the_layouts(tmp_path):
 
 def test_a_split_is_not_taken_for_another(tmp_path):
     trees.utm("images/val/database", "images/val/queries")(tmp_path)
-    with pytest.raises(ValueError, match="no layout of pitts30k-test"):
+    with pytest.raises(ValueError, match="not a layout of pitts30k-test"):
         open_protocol("pitts30k-test", tmp_path / "images/val")
     assert len(open_protocol("pitts30k-val", tmp_path / "images/val").database) == 3
 
@@ -346,7 +346,7 @@ def test_tables_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"query/raw.csv lacks the columns \['lat', 'lon', 'ca'"):
         open_protocol("msls-val-740", tmp_path)
     table.write_text("")
-    with pytest.raises(ValueError, match=r"query/raw.csv is no table"):
+    with pytest.raises(ValueError, match=r"query/raw.csv is not a table"):
         open_protocol("msls-val-740", tmp_path)
     table.unlink()
     with pytest.raises(ValueError, match=r"raw.csv is missing, but it says which photos belong to msls_val"):

@@ -106,7 +106,7 @@ def test_metadata_that_can_not_be_used(tmp_path):
     names = write_places(tmp_path / "own", range(3))
     for places, message in (
         (["a", None, "a"], "has no place in row 1"),
-        ([0.5, 0.5, 1], "of type float64; expected whole numbers or text"),
+        ([0.5, 0.5, 1], "of type float64; expected integers or text"),
         ([1, 2, 3], "3 images of 3 places, none with two images"),
     ):
         pd.DataFrame({"file_name": names, "place": places}).to_csv(tmp_path / "own/metadata.csv", index=False)
@@ -127,7 +127,7 @@ def test_a_folder_with_a_subfolder_a_place(tmp_path):
     photo(9).save(tmp_path / "stray.png")
     with pytest.raises(ValueError, match=r"photos beside its subfolders, such as stray.png; expected one subfolder"):
         read_training_places(tmp_path)
-    with pytest.raises(NotADirectoryError, match="nowhere is no folder"):
+    with pytest.raises(NotADirectoryError, match="nowhere is not a folder"):
         read_training_places(tmp_path / "nowhere")
 
 

@@ -226,7 +226,7 @@ def test_unknown_folders_say_what_would_fit(tmp_path, train):
     trees.write_photo(tmp_path / "elsewhere" / "photo.jpg")
     result = verify_folder(tmp_path / "elsewhere")
     assert (result.exact, result.protocol) == (False, None)
-    assert "holds photo.jpg, which is no known layout" in texts(result)[0][0]
+    assert "holds photo.jpg, which is not a known layout" in texts(result)[0][0]
     result = verify_folder(train)
     assert (result.exact, result.protocol) == (False, None)
     assert "found 3 database, 2 queries, but no protocol" in texts(result)[0][0]
@@ -234,7 +234,7 @@ def test_unknown_folders_say_what_would_fit(tmp_path, train):
     assert result.nearest[0] in result.text()
     result = verify_folder(train, "sped")
     assert (result.exact, result.protocol) == (False, "sped")
-    assert "is no layout of sped" in texts(result)[0][0]
+    assert "is not a layout of sped" in texts(result)[0][0]
 
 
 def test_own_folders_must_be_meant(tmp_path):
@@ -247,11 +247,11 @@ def test_own_folders_must_be_meant(tmp_path):
 
 
 def test_wrong_arguments(tmp_path):
-    with pytest.raises(NotADirectoryError, match="is no folder"):
+    with pytest.raises(NotADirectoryError, match="is not a folder"):
         verify_folder(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="sample is -1"):
         verify_folder(tmp_path, sample=-1)
-    with pytest.raises(ValueError, match="is no protocol"):
+    with pytest.raises(ValueError, match="is not a protocol"):
         verify_folder(tmp_path, "pitts")
 
 

@@ -25,7 +25,7 @@ class Exif:
 
     Attributes:
         orientation: 1 to 8; 1 is upright.
-        latitude, longitude: degrees; nan where they aren't known. What cameras write before they know, 0 N 0 E, isn't.
+        latitude, longitude: degrees; NaN where they aren't known. What cameras write before they know, 0 N 0 E, isn't.
         time: when it was taken, as YYYYMMDD_hhmmss; empty where it isn't known.
         xmp: the XMP packet beside it, in which programs write what EXIF has no tag for.
     """
@@ -59,7 +59,7 @@ class Exif:
 
 
 def _degrees(gps: dict[int, Any], tag: int, letters: str, most: int) -> float:
-    """Degrees from a letter and from degrees, minutes and seconds, the last may be missing; nan unless good."""
+    """Degrees from a letter and from degrees, minutes and seconds, the last may be missing; NaN unless good."""
     letter, parts = gps.get(tag), gps.get(tag + 1)
     if letter not in tuple(letters) or not isinstance(parts, tuple) or not 1 <= len(parts) <= 3:
         return math.nan

@@ -84,7 +84,7 @@ def list_images(folder: str | Path) -> list[Path]:
     Raises: NotADirectoryError if there is no such folder; PermissionError if it can't be read.
     """
     if not Path(folder).is_dir():
-        raise NotADirectoryError(f"{path_to_text(folder)} is no folder. Give a folder that holds photos.")
+        raise NotADirectoryError(f"{path_to_text(folder)} is not a folder. Give a folder that holds photos.")
     return [Path(path) for path in list_files(folder) if is_image_name(path) or Path(path).is_dir()]
 
 

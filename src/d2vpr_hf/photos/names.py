@@ -49,7 +49,7 @@ class UtmName:
     def of_place(
         cls, easting: float, northing: float, zone: int, latitude: float, longitude: float, **more: str
     ) -> "UtmName":
-        """The name of a place in numbers, nan and zone 0 where they aren't known; `more` are the other fields."""
+        """The name of a place in numbers, NaN and zone 0 where they aren't known; `more` are the other fields."""
         banded = zone > 0 and -80 <= latitude <= 84
         return cls(
             _padded(easting, *_METRES),
@@ -65,7 +65,7 @@ class UtmName:
         return f"@{'@'.join(astuple(self))}@.jpg"
 
     def number(self, field: str) -> float:
-        """A field as a number; nan where it is empty, infinite or something else."""
+        """A field as a number; NaN where it is empty, infinite or something else."""
         text = getattr(self, field)
         return float(text) if _is_number(text) and math.isfinite(float(text)) else math.nan
 
@@ -83,7 +83,7 @@ class UtmName:
 
 
 def _padded(number: float, before: int, after: int) -> str:
-    """Fixed width: (5.5, 3, 2) gives 005.50, a minus sign comes in addition; nothing for nan."""
+    """Fixed width: (5.5, 3, 2) gives 005.50, a minus sign comes in addition; nothing for NaN."""
     return "" if math.isnan(number) else f"{'-' if number < 0 else ''}{abs(number):0{before + 1 + after}.{after}f}"
 
 

@@ -33,8 +33,8 @@ class Positions:
     """Where each of a list of photos was taken.
 
     Attributes:
-        latitude, longitude: (rows,) float64 degrees, WGS84, north and east positive; nan where unknown.
-        easting, northing: (rows,) float64 metres in the row's UTM zone; nan where unknown.
+        latitude, longitude: (rows,) float64 degrees, WGS84, north and east positive; NaN where unknown.
+        easting, northing: (rows,) float64 metres in the row's UTM zone; NaN where unknown.
         zone: (rows,) int16, 1 to 60, or 0 where unknown. Zone 0 with an easting is a mock position, as
             sets made from videos have: metres along the track, without degrees.
         south: (rows,) bool, True on the southern hemisphere, whose northings start at 10,000,000 on the equator.
@@ -77,7 +77,7 @@ class Positions:
 
     @classmethod
     def from_degrees(cls, latitude: Sequence[float], longitude: Sequence[float]) -> "Positions":
-        """Positions from WGS84 degrees; nan means unknown.
+        """Positions from WGS84 degrees; NaN means unknown.
 
         Longitudes up to 360 are taken and come back within -180 to 180. Zones are those of the UTM standard,
         with its exceptions in Norway and on Svalbard.
@@ -217,7 +217,7 @@ def _find_near_poles(
 def distances_m(
     latitude_a: np.ndarray, longitude_a: np.ndarray, latitude_b: np.ndarray, longitude_b: np.ndarray
 ) -> np.ndarray:
-    """Distances in metres along the WGS84 ellipsoid, element by element; nan where a degree is nan.
+    """Distances in metres along the WGS84 ellipsoid, element by element; NaN where a degree is NaN.
 
     The four broadcast. UTM's metres, which `positives_within` compares, differ from these by up to 0.1 %.
     """
@@ -255,7 +255,7 @@ def _rows_out_of_range(latitude: np.ndarray, longitude: np.ndarray) -> list[int]
 
 
 def _utm_zone(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
-    """(rows,) int16 zone by the UTM standard; 0 where a degree is nan."""
+    """(rows,) int16 zone by the UTM standard; 0 where a degree is NaN."""
     zone = np.floor((np.nan_to_num(longitude) + 180) / 6).astype(np.int16) % 60 + 1
     norway = (latitude >= 56) & (latitude < 64) & (longitude >= 3) & (longitude < 12)
     zone[norway] = 32
@@ -269,7 +269,7 @@ def _utm_zone(latitude: np.ndarray, longitude: np.ndarray) -> np.ndarray:
 def _utm(
     x: np.ndarray, y: np.ndarray, zone: np.ndarray, south: np.ndarray, *, inverse: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Longitude and latitude to easting and northing in each row's zone, or back; nan where the zone is 0."""
+    """Longitude and latitude to easting and northing in each row's zone, or back; NaN where the zone is 0."""
     first, second = np.full(len(zone), np.nan), np.full(len(zone), np.nan)
     for number, below in {*zip(zone.tolist(), south.tolist(), strict=True)}:
         if number > 0:
@@ -280,7 +280,7 @@ def _utm(
 
 
 def apart_in_names_m(paths: Sequence[str | Path]) -> np.ndarray:
-    """(rows,) metres between the two places that a name holds, by metres and by degrees; nan where one is missing."""
+    """(rows,) metres between the two places that a name holds, by metres and by degrees; NaN where one is missing."""
     return _read_names(paths)[1]
 
 
@@ -342,7 +342,7 @@ _UNKNOWN = (np.nan, np.nan, 0, False, np.nan, np.nan)
 
 
 def _of_name(path: str | os.PathLike) -> tuple[float, float, int, bool, float, float]:
-    """Easting, northing, zone, south, latitude and longitude as a base name has them; nan, 0 and False for blanks."""
+    """Easting, northing, zone, south, latitude and longitude as a base name has them; NaN, 0 and False for blanks."""
     name = UtmName.read(path)
     if name is None:
         return _UNKNOWN
@@ -378,7 +378,7 @@ def _read_table(table: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
     not_text = np.flatnonzero(~frame["path"].map(lambda path: isinstance(path, str)).to_numpy(bool))
     for bad, complaint in (
         (not_text, "has no path"),
-        (not_numbers, "has a lat or lon that is no number"),
+        (not_numbers, "has a lat or lon that is not a number"),
         (_rows_out_of_range(*degrees.T), "has a lat outside of -90 to 90 or a lon outside of -180 to 360"),
     ):
         if len(bad):

@@ -24,6 +24,6 @@ def read_table(path: Path, **options: Any) -> "DataFrame":
             raise
         complaint = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"{path_to_text(path)} is no table that can be read ({complaint[0]:.200}). Save it as CSV in UTF-8, or as "
-            "Parquet."
+            f"{path_to_text(path)} is not a table that can be read ({complaint[0]:.200}). Save it as CSV in UTF-8, or "
+            "as Parquet."
         ) from error

@@ -132,7 +132,7 @@ def _read_array(path: Path) -> np.ndarray | list[Any]:
             raise ValueError(f"it holds {dtype} of shape {shape}")
     # NumPy reads the head with Python's own parser, which raises whatever it stumbles over: the file is at fault.
     except Exception as error:
-        raise ValueError(f"{path} is no .npy file of a list ({error!s:.80}). Download it again.") from error
+        raise ValueError(f"{path} is not an .npy file of a list ({error!s:.80}). Download it again.") from error
     content = data[stream.tell() :]
     if dtype.hasobject:
         entries = _unpickled(content, path)

@@ -87,13 +87,13 @@ def find_layout(record: ProtocolRecord, root: Path) -> tuple[Layout, Path]:
     Raises: NotADirectoryError if there is no such folder; ValueError that shows the layouts if none is found.
     """
     if not root.is_dir():
-        raise NotADirectoryError(f"{path_to_text(root)} is no folder. Give the folder that holds {record.id}.")
+        raise NotADirectoryError(f"{path_to_text(root)} is not a folder. Give the folder that holds {record.id}.")
     for layout in record.layouts:
         if (folder := layout.find(root)) is not None:
             return layout, folder
     raise ValueError(
-        f"{path_to_text(root)} holds {names_in(root)}, which is no layout of {record.id}. Give the folder that holds\n"
-        f"{_trees(record)}"
+        f"{path_to_text(root)} holds {names_in(root)}, which is not a layout of {record.id}. Give the folder that "
+        f"holds\n{_trees(record)}"
     )
 
 

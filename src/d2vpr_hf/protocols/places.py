@@ -65,7 +65,7 @@ def read_training_places(
             and place, conflicts too in one of `cut_training_views`; a folder with one subfolder a place; a
             `datasets.Dataset` with an image column and a place column; or several of these, whose places are all taken
             for different ones.
-        place_column: the column that holds the place, as whole numbers or text.
+        place_column: the column that holds the place, as integers or text.
         cities: take these alone, by the names that GSV-Cities' tables bear, or by the dataset's column city.
 
     Returns: places keep their numbers; GSV-Cities' are place_id + 100,000 for each city before it, sorted by name,
@@ -77,7 +77,7 @@ def read_training_places(
     if isinstance(source, str | os.PathLike):
         root = Path(source)
         if not root.is_dir():
-            raise NotADirectoryError(f"{path_to_text(root)} is no folder. Give the folder that holds the places.")
+            raise NotADirectoryError(f"{path_to_text(root)} is not a folder. Give the folder that holds the places.")
         if GsvCities().find(root):
             return _of_gsv_cities(root, cities)
         if cities is not None:
@@ -242,7 +242,7 @@ def _of_dataset(dataset: "Dataset", place_column: str, cities: Sequence[str] | N
 
 
 def _place_ids(column: "Series", where: str) -> np.ndarray:
-    """(rows,) int64 of a column of whole numbers or text."""
+    """(rows,) int64 of a column of integers or text."""
     import pandas as pd  # loaded where it is used: importing this package leaves pandas alone
 
     if column.isna().any():
@@ -251,9 +251,7 @@ def _place_ids(column: "Series", where: str) -> np.ndarray:
     if column.dtype.kind in "iu":
         return column.to_numpy(np.int64)
     if not pd.api.types.is_string_dtype(column):
-        raise ValueError(
-            f"The places in {where} are of type {column.dtype}; expected whole numbers or text. Convert them."
-        )
+        raise ValueError(f"The places in {where} are of type {column.dtype}; expected integers or text. Convert them.")
     return pd.factorize(column, sort=True)[0].astype(np.int64)
 
 

@@ -90,7 +90,7 @@ def find_record(name: str) -> ProtocolRecord:
         if record.id == name:
             return record
     known = [record.id for record in PROTOCOLS]
-    raise ValueError(f"{name!r} is no protocol.{did_you_mean(name, known)} Known are {', '.join(known)}.")
+    raise ValueError(f"{name!r} is not a protocol.{did_you_mean(name, known)} Known are {', '.join(known)}.")
 
 
 def _made(values: dict[str, Any], shared_notes: dict[str, str]) -> ProtocolRecord:

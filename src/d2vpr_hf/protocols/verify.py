@@ -133,7 +133,7 @@ def verify_folder(
     if sample is not None and sample < 0:
         raise ValueError(f"sample is {sample}, but must be a number of photos from 0, or None to open all.")
     if not root.is_dir():
-        raise NotADirectoryError(f"{path_to_text(root)} is no folder. Give the folder of a protocol's photos.")
+        raise NotADirectoryError(f"{path_to_text(root)} is not a folder. Give the folder of a protocol's photos.")
     result = Verification(root)
     opened = _identified(root, result) if protocol is None else _opened(find_record(protocol), root, result)
     if opened is not None:
@@ -252,7 +252,7 @@ def _read(layout: Layout, root: Path, complaints: list[str]) -> tuple[Path, Read
 
 def _no_layout(root: Path) -> str:
     return (
-        f"the folder holds {names_in(root)}, which is no known layout. Give the folder that holds images/SPLIT/ or "
+        f"the folder holds {names_in(root)}, which is not a known layout. Give the folder that holds images/SPLIT/ or "
         "SPLIT/ with database/ and queries/ of names such as @easting@northing@...@.jpg, or ref/ and query/, or "
         "train_val/CITY/, or Images/ and Dataframes/; --protocol ID shows the layout of one, and --protocol folders "
         "takes database/ and queries/ of your own."

@@ -70,7 +70,7 @@ def read_city(number: int, path: Path) -> "DataFrame":
     if missing := [column for column in _COLUMNS if column not in table.columns]:
         raise ValueError(f"{path_to_text(path)} lacks the columns {missing}. Download it again.")
     if odd := [column for column in _NUMBERS if table[column].dtype.kind != "i"]:
-        raise ValueError(f"{path_to_text(path)} has something else than whole numbers in {odd}. Download it again.")
+        raise ValueError(f"{path_to_text(path)} has something else than integers in {odd}. Download it again.")
     if not table["place_id"].between(0, PLACES_A_CITY - 1).all():
         raise ValueError(
             f"{path_to_text(path)} has place numbers from {table['place_id'].min()} to {table['place_id'].max()}, but "
