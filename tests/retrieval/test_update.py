@@ -190,6 +190,10 @@ def test_names_that_are_no_utf_8_are_known_again(photos, tmp_path):
         pytest.skip("this file system takes UTF-8 alone")
     assert update(photos, places, model).added == 5
     assert update(photos, places, model).kept == 5
+    shutil.copy(photos / "1.png", photos / "caf\\xe9.png")  # named like an escape of the other
+    result = update(photos, places, model)
+    assert (result.added, result.kept, len({*result.index.places["path"]})) == (1, 5, 6)
+    assert (update(photos, places, model).kept, model.seen) == (6, 6)
 
 
 def test_photos_that_swapped_names_are_embedded_again(photos, tmp_path):

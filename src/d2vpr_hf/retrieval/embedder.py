@@ -85,13 +85,13 @@ class Embedder:
             raise ValueError(f"dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}.")
         if batch_size < 1 or (workers is not None and workers < 1):
             raise ValueError(f"batch_size is {batch_size} and workers {workers}; both must be 1 or more.")
-        self.model = model
+        self.model, inner = model, _unwrapped(model)
         self.processor = processor
         self.batch_size = batch_size
         self.device = device
         self.dtype = dtype
         self.workers = workers
-        self.name = name or getattr(model, "name_or_path", "") or type(model).__name__
+        self.name = name or getattr(inner, "name_or_path", "") or type(inner).__name__
         self._hashed: tuple[Any, str] | None = None
 
     @classmethod

@@ -244,21 +244,13 @@ def read_settings(folder: Path) -> dict[str, Any]:
     if settings["version"] == 1:
         settings = _NEW_SETTINGS | settings
     for field, (expected, valid) in _SETTINGS.items():
-        _check_field(path, field, settings, expected, valid)
-    for name in _PAYLOADS:
-        for field, (expected, valid) in _PAYLOAD_ENTRY.items():
-            _check_field(path, field, settings[name], expected, valid, within=f"{name}.")
+        outer, _, inner = field.rpartition(".")
+        found = settings[outer] if outer else settings
+        if inner not in found:
+            raise ValueError(f"{path} lacks the field {field}, which must be {expected}. {_REBUILD}")
+        if not valid(found[inner]):
+            raise ValueError(f"{path}: {field} is {repr(found[inner])[:80]}, but must be {expected}. {_REBUILD}")
     return settings
-
-
-def _check_field(
-    path: Path, field: str, found: dict[str, Any], expected: str, valid: Callable[[Any], bool], within: str = ""
-) -> None:
-    if field not in found:
-        raise ValueError(f"{path} lacks the field {within}{field}, which must be {expected}. {_REBUILD}")
-    if not valid(found[field]):
-        shown = repr(found[field])[:80]
-        raise ValueError(f"{path}: {within}{field} is {shown}, but must be {expected}. {_REBUILD}")
 
 
 def _is_count(value: Any) -> bool:
@@ -269,8 +261,19 @@ def _is_score(value: Any) -> bool:
     return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value))
 
 
-_TEXT = "a text", lambda value: isinstance(value, str)
+def _is_text(form: str) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, str) and re.fullmatch(form, value, re.DOTALL) is not None
+
+
+_TEXT = "a text", _is_text(".*")
 _COUNT = "an integer of at least 0", _is_count
+_OBJECT = "an object", lambda value: isinstance(value, dict)
+# The name comes from a file that may be anyone's: a path in it could lead out of the folder.
+_PAYLOAD = {
+    "file": ("a name such as vectors-0123456789abcdef.faiss", _is_text(_PAYLOAD_NAME.pattern)),
+    "size_bytes": _COUNT,
+    "sha256": ("64 hexadecimal digits", _is_text("[0-9a-f]{64}")),
+}
 _SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "model_name": _TEXT,
     "weight_hash": _TEXT,
@@ -282,18 +285,6 @@ _SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "threshold_rule": _TEXT,
     "processor": ("an object or null", lambda value: value is None or isinstance(value, dict)),
     "dtype": ("a text or null", lambda value: value is None or isinstance(value, str)),
-    "vectors": ("an object", lambda value: isinstance(value, dict)),
-    "places": ("an object", lambda value: isinstance(value, dict)),
-}
-_PAYLOAD_ENTRY: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    # The name comes from a file that may be anyone's: a path in it could lead out of the folder.
-    "file": (
-        "a name such as vectors-0123456789abcdef.faiss",
-        lambda value: isinstance(value, str) and _PAYLOAD_NAME.fullmatch(value) is not None,
-    ),
-    "size_bytes": _COUNT,
-    "sha256": (
-        "64 hexadecimal digits",
-        lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None,
-    ),
+    **dict.fromkeys(_PAYLOADS, _OBJECT),
+    **{f"{name}.{field}": check for name in _PAYLOADS for field, check in _PAYLOAD.items()},
 }
