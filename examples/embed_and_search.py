@@ -13,7 +13,7 @@ from transformers import AutoImageProcessor, AutoModel
 import d2vpr_hf
 from d2vpr_hf.photos.folder import read_photo_folder
 
-checkpoint = "d2vpr" if Path("d2vpr").is_dir() else d2vpr_hf.pretrained_path("d2vpr-small")
+checkpoint = "d2vpr" if Path("d2vpr").is_dir() else d2vpr_hf.pretrained_path()
 model, processor = AutoModel.from_pretrained(checkpoint), AutoImageProcessor.from_pretrained(checkpoint)
 
 folder = Path("runs/embed_and_search")

@@ -29,7 +29,7 @@ class Thumbnail:
         return torch.nn.functional.normalize(pixels - pixels.mean(dim=1, keepdim=True), dim=-1)
 
 
-checkpoint = "d2vpr" if Path("d2vpr").is_dir() else d2vpr_hf.pretrained_path("d2vpr-small")
+checkpoint = "d2vpr" if Path("d2vpr").is_dir() else d2vpr_hf.pretrained_path()
 embedder = d2vpr_hf.Embedder.from_pretrained(checkpoint, name="D2-VPR")
 
 folder = Path("runs/evaluate_benchmark")

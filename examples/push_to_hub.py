@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModel
 import d2vpr_hf
 
 folder, repo_id = Path("runs/push_to_hub"), sys.argv[1] if len(sys.argv) > 1 else "me/d2vpr-town"
-checkpoint = "d2vpr" if Path("d2vpr").is_dir() else d2vpr_hf.pretrained_path("d2vpr-small")
+checkpoint = "d2vpr" if Path("d2vpr").is_dir() else d2vpr_hf.pretrained_path()
 processor, model = AutoImageProcessor.from_pretrained(checkpoint), AutoModel.from_pretrained(checkpoint)
 
 # The card's figures come from evaluations of these very weights; any other is refused.

@@ -23,7 +23,8 @@ from d2vpr_hf.models.checkpoint import ABOUT_FILE, TRAINING_FILE, round_to_float
 from d2vpr_hf.retrieval.embedder import weight_hash
 
 ROOT = Path(__file__).parents[1]
-MOST_BYTES, MOST_PARAMETERS = 16_000_000, 8_000_000
+# All of them together keep the wheel below 60 MB.
+MOST_BYTES, MOST_PARAMETERS = 46_000_000, 23_000_000
 
 
 def ship(

@@ -23,7 +23,7 @@ from d2vpr_hf.cli.demo_run import (
 from d2vpr_hf.cli.main import main
 from d2vpr_hf.evaluation.baselines import open_peer, random_weights
 from d2vpr_hf.evaluation.recall import chance_recall
-from d2vpr_hf.models.checkpoint import pretrained_path, save_checkpoint
+from d2vpr_hf.models.checkpoint import DEFAULT_PRETRAINED, pretrained_path, save_checkpoint
 from d2vpr_hf.photos.folder import PhotoFolder, read_photo_folder
 from d2vpr_hf.photos.positions import Positions, positives_within
 from d2vpr_hf.retrieval.embedder import weight_hash
@@ -140,11 +140,11 @@ def test_one_photo_is_too_few(tmp_path, capsys):
 
 
 def test_the_model_is_the_packages_and_only_the_demos_own_folder_is_replaced(demo_model, tmp_path, monkeypatch):
-    shipped = pretrained_path("d2vpr-small")
+    shipped = pretrained_path(DEFAULT_PRETRAINED)
     again = write_demo_model(tmp_path / "d2vpr")
     for folder in (demo_model, again):
         assert (folder / "model.safetensors").read_bytes() == (shipped / "model.safetensors").read_bytes()
-    assert json.loads((again / demo.MODEL_MARK).read_text())["model"] == "d2vpr-small"
+    assert json.loads((again / demo.MODEL_MARK).read_text())["model"] == DEFAULT_PRETRAINED
     assert is_demo_model(again)
     written = (again / "model.safetensors").stat().st_ino
     write_demo_model(again)

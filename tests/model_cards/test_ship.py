@@ -84,10 +84,10 @@ def test_a_checkpoint_is_shipped_with_its_records_and_again_with_results(tmp_pat
 
 def test_a_large_model_is_not_shipped(tmp_path):
     torch.manual_seed(0)
-    backbone = {"hidden_size": 320, "num_hidden_layers": 8, "num_attention_heads": 5, "image_size": 112}
+    backbone = {"hidden_size": 480, "num_hidden_layers": 8, "num_attention_heads": 5, "image_size": 112}
     model = D2VprModel(D2VprConfig(backbone_config=backbone, recovery_layers=(2, 8), aggregator_dim=96))
     folder = save_checkpoint(tmp_path / "large", model, D2VprImageProcessor())
-    with pytest.raises(ValueError, match="but the package ships at most 8,000,000"):
+    with pytest.raises(ValueError, match="but the package ships at most 23,000,000"):
         script("ship").ship("large", folder, root=tmp_path / "root")
     assert not (tmp_path / "root").exists()
 

@@ -1,4 +1,4 @@
-"""The checkpoint that the package ships opens in every way in which a checkpoint is opened, and is the same in each."""
+"""The package's checkpoints open in every way in which a checkpoint is opened, and are the same in each."""
 
 import tomllib
 import zipfile
@@ -17,32 +17,36 @@ from d2vpr_hf import D2VprModel
 
 ROOT = Path(__file__).parents[2]
 NAME = "d2vpr-small"
+SIZES = {"d2vpr-base": (23_000_000, 46_000_000), "d2vpr-small": (8_000_000, 16_000_000)}  # parameters, bytes, at most
 
 
-def test_it_is_found_by_name():
-    folder = d2vpr_hf.pretrained_path(NAME)
-    assert folder == d2vpr_hf.pretrained_path()
+@pytest.mark.parametrize("name", SIZES)
+def test_it_is_found_by_name(name):
+    folder = d2vpr_hf.pretrained_path(name)
+    assert (folder == d2vpr_hf.pretrained_path()) == (name == "d2vpr-base")
     assert folder.parent == Path(d2vpr_hf.__file__).parent / "models/pretrained"
     there = {path.name for path in folder.iterdir()}
     assert there >= {"config.json", "model.safetensors", "preprocessor_config.json", "evaluations"}
     for unknown in ("d2vpr-large", "", "..", f"{NAME}/evaluations"):
-        with pytest.raises(ValueError, match=f"it has {NAME}"):
+        with pytest.raises(ValueError, match="it has d2vpr-base, d2vpr-small"):
             d2vpr_hf.pretrained_path(unknown)
 
 
-def test_it_says_how_it_was_made():
-    there = {path.name for path in d2vpr_hf.pretrained_path(NAME).iterdir()}
+@pytest.mark.parametrize("name", SIZES)
+def test_it_says_how_it_was_made(name):
+    there = {path.name for path in d2vpr_hf.pretrained_path(name).iterdir()}
     assert there >= {"training.json", "about.json", "comparisons"}
 
 
-def test_it_is_small_and_computes_in_float32():
-    folder = d2vpr_hf.pretrained_path(NAME)
-    assert (folder / "model.safetensors").stat().st_size <= 16_000_000
+@pytest.mark.parametrize(("name", "most_parameters", "most_bytes"), [(name, *most) for name, most in SIZES.items()])
+def test_it_is_small_and_computes_in_float32(name, most_parameters, most_bytes):
+    folder = d2vpr_hf.pretrained_path(name)
+    assert (folder / "model.safetensors").stat().st_size <= most_bytes
     with safe_open(folder / "model.safetensors", "pt") as file:
         kinds = {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - it is no dict
     assert kinds <= {torch.float16, torch.int64}
     model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
-    assert sum(parameter.numel() for parameter in model.parameters()) <= 8_000_000
+    assert sum(parameter.numel() for parameter in model.parameters()) <= most_parameters
     assert {tensor.dtype for tensor in model.state_dict().values()} <= {torch.float32, torch.int64}
     photos = [Image.effect_mandelbrot((90, 70), (-2, -1, 1, 1), quality).convert("RGB") for quality in (20, 90)]
     descriptors = model(**processor(photos, return_tensors="pt")).pooler_output
@@ -51,9 +55,10 @@ def test_it_is_small_and_computes_in_float32():
     assert not torch.allclose(descriptors[0], descriptors[1])
 
 
-def test_no_code_lies_in_it():
+@pytest.mark.parametrize("name", SIZES)
+def test_no_code_lies_in_it(name):
     """The package has it; what leaves the package gets it from `save_pretrained`."""
-    files = [path for path in d2vpr_hf.pretrained_path(NAME).rglob("*") if path.is_file()]
+    files = [path for path in d2vpr_hf.pretrained_path(name).rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".safetensors"}
     assert not [path for path in files if "auto_map" in path.read_text(errors="replace")]
 
@@ -62,7 +67,7 @@ PUSH = """
 import d2vpr_hf
 from transformers import AutoImageProcessor, AutoModel
 
-folder = d2vpr_hf.pretrained_path()
+folder = d2vpr_hf.pretrained_path("d2vpr-small")
 model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
 d2vpr_hf.push_model(model, processor, "me/small")
 model.save_pretrained("copy")

@@ -17,7 +17,7 @@ from d2vpr_hf.training.arguments import (
 from d2vpr_hf.training.keys import documented_keys
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs"
-RECIPE = CONFIGS / "d2vpr_small.yaml"  # of several stages
+RECIPES = {CONFIGS / "d2vpr_base.yaml", CONFIGS / "d2vpr_small.yaml"}  # of photos and stages
 FINETUNE = {"stage": "finetune", "data": "photos", "model": "start"}
 DISTILL = {"stage": "distill", "data": ["photos"], "model": "start", "teacher": "teacher"}
 
@@ -122,7 +122,7 @@ def test_presets_and_free_keys_name_keys_that_exist():
     assert set(FinetuneArguments.names()) >= FREE_ON_RESUME
 
 
-@pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - {RECIPE}), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted({*CONFIGS.glob("*.yaml")} - RECIPES), ids=lambda path: path.stem)
 def test_the_example_configurations_are_whole(path):
     found = resolve_arguments(yaml.safe_load(path.read_text()), path.name)
     assert found.stage == path.stem.split("_")[0]

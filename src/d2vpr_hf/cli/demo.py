@@ -15,13 +15,13 @@ from .options import (
 )
 from .parser import CommandParser, add_command
 
-FIRST_LINE = "This is d2vpr-small, this project's own small model. It isn't the published D²-VPR."
+FIRST_LINE = "This is d2vpr-base, this project's own model. It isn't the published D²-VPR."
 MODEL_NOTE = (
-    "The model is this project's own small one, trained on panoramas and drawn towns. It isn't the published D²-VPR, "
-    "of which `d2vpr convert` makes a checkpoint for --model."
+    "The model is d2vpr-base, this project's own, of DINOv2's blocks; --model d2vpr-small takes the smaller one. It "
+    "isn't the published D²-VPR, of which `d2vpr convert` makes a checkpoint for --model."
 )
 TOWN_NOTE = "The town is drawn. What works on it, or fails, is no evidence about real streets."
-UNSEEN_NOTE = "The model was trained on no town of this seed."
+UNSEEN_NOTE = "No town of this seed went into the model."
 
 DESCRIPTION = """\
 Shows the whole way on a small town that it draws itself: index the photos of its places, then locate other photos of
@@ -54,7 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         help="where d2vpr/ and d2vpr-demo/ are made (default: the working directory)",
     )
     add_json_option(group, "a table")
-    add_model_options(parser, default=None, default_words="d2vpr-small, written to d2vpr/")
+    add_model_options(parser, default=None, default_words="d2vpr-base, written to d2vpr/")
     return parser
 
 

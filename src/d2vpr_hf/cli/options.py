@@ -82,7 +82,7 @@ def add_model_options(
         "--model",
         metavar="M",
         default=default,
-        help="a checkpoint folder, a name on the Hugging Face Hub, or d2vpr-small, which comes with the package "
+        help="a checkpoint folder, a name on the Hugging Face Hub, or one of the package's, d2vpr-base and d2vpr-small "
         f"(default: {default_words or default})",
     )
     if dim_words is not None:

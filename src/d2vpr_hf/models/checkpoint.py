@@ -10,7 +10,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..files import replacing_folder
 
 OUR_MODELS = ("d2vpr", "cricavpr")
-DEFAULT_PRETRAINED = "d2vpr-small"
+DEFAULT_PRETRAINED = "d2vpr-base"
 _PRETRAINED = Path(__file__).with_name("pretrained")
 
 # What a checkpoint says of how it was trained: {"stages": [...]}, one entry a stage, oldest first.
