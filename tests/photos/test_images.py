@@ -273,6 +273,14 @@ def test_a_checksum_of_deflated_tiff_is_compared(compression):
             decode_image(flipped, "photo.tif")
 
 
+@pytest.mark.parametrize("filler", [bytes(64), b"\xff" * 64, bytes(range(200))], ids=["zeros", "ones", "others"])
+def test_damage_in_a_deflated_tiff_is_seen(filler):
+    for number in range(20):
+        data = encoded(photo(number, 240, 320), "TIFF", compression="tiff_adobe_deflate")
+        with pytest.raises(UnreadableImage, match="damaged"):
+            decode_image(damaged_inside(data, filler), "photo.tif")
+
+
 def test_the_largest_page_of_a_tiff_is_taken(tmp_path):
     pages = [photo(0, 30, 40), photo(1, 240, 320), photo(2, 60, 80)]
     pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
