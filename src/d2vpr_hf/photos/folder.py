@@ -85,15 +85,15 @@ def list_images(folder: str | Path) -> list[Path]:
     """
     if not Path(folder).is_dir():
         raise NotADirectoryError(f"{path_to_text(folder)} is not a folder. Give a folder that holds photos.")
-    return [Path(path) for path in list_files(folder) if is_image_name(path) or Path(path).is_dir()]
+    return [Path(path) for path in list_files(folder) if is_image_name(path) or path.endswith(os.sep)]
 
 
 def list_files(folder: str | Path) -> list[str]:
     """Everything under a folder but the folders that were entered, sorted by path.
 
     Links to folders are followed, each folder once. A folder named like an image isn't entered and stands for itself,
-    as does one that can't be read, so that whoever opens it can report it. Names that start with a dot are passed over,
-    and folders in which systems keep thumbnails and deleted files.
+    as does one that can't be read (it ends with a slash), so that whoever opens it can report it. Names that start with
+    a dot are passed over, and folders in which systems keep thumbnails and deleted files.
 
     Raises: PermissionError if the folder itself can't be read.
     """
@@ -113,7 +113,7 @@ def list_files(folder: str | Path) -> list[str]:
         except OSError:
             if here == str(folder):
                 raise
-            found.append(here)
+            found.append(f"{here}{os.sep}")
             continue
         for entry in entries:
             if entry.name.startswith("."):
