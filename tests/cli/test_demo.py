@@ -55,11 +55,11 @@ def test_the_whole_demo(tmp_path, monkeypatch, capsys):
     assert main(["demo"]) == 0
     out, err = capsys.readouterr()
     first = out.splitlines()[0]
-    assert "this project's own small model" in first
+    assert "this project's own model" in first
     assert "isn't the published D²-VPR" in first
-    assert "trained on panoramas and drawn towns" in out
+    assert "of DINOv2's blocks" in out
     assert "no evidence about real streets" in out
-    assert "trained on no town of this seed" in out
+    assert "No town of this seed went into the model" in out
     assert "condition  queries  right  wrong  recall@1  recall@5" in out
     rows = ["this model", "random weights", "grey thumbnail of 16x16 pixels", "chance"]
     assert re.findall(r"^((?!all|day|dusk|night|fog|rain|snow)[a-z].+?)  +\d[\d.]+ %", out, re.MULTILINE) == rows
