@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import simplejpeg
@@ -243,8 +244,7 @@ def _decoding(size: tuple[int, int], file_bytes: int, path: str | Path) -> Itera
         raise UnreadableImage(
             path, f"decompression bomb: {file_bytes} bytes that unfold to {size[0]} x {size[1]} pixels"
         )
-    # By process: after a fork the parent's threads give nothing back.
-    flight = _FLIGHTS.setdefault(os.getpid(), _Flight())
+    flight = _Flight.of_process()
     with flight.turn:
         flight.turn.wait_for(lambda: not flight.pixels or flight.pixels + pixels <= _PIXELS_IN_FLIGHT)
         flight.pixels += pixels
@@ -259,12 +259,17 @@ def _decoding(size: tuple[int, int], file_bytes: int, path: str | Path) -> Itera
 class _Flight:
     """What the threads of a process decode at the moment."""
 
+    _all: ClassVar[dict[int, "_Flight"]] = {}
+
     def __init__(self) -> None:
         self.pixels = 0
         self.turn = threading.Condition()
+        self.complaints = threading.Lock()
 
-
-_FLIGHTS: dict[int, _Flight] = {}
+    @classmethod
+    def of_process(cls) -> "_Flight":
+        """That of this process alone: after a fork the parent's threads give nothing back."""
+        return cls._all.setdefault(os.getpid(), cls())
 
 
 def _upright_rgb(image: Image.Image, path: str | Path) -> Image.Image:
@@ -374,13 +379,11 @@ def _check_gif(data: bytes, path: str | Path) -> None:
     raise UnreadableImage(path, "cut short: the end of the picture is missing")
 
 
-_COMPLAINTS = threading.Lock()
-
-
 @contextmanager
 def _complaints_logged(path: str | Path) -> Iterator[None]:
     """Puts what Pillow warns of, and what libtiff prints, into the log with the photo's name; a photo at a time."""
-    with _COMPLAINTS, tempfile.TemporaryFile() as printed, warnings.catch_warnings(record=True) as warned:
+    lock = _Flight.of_process().complaints
+    with lock, tempfile.TemporaryFile() as printed, warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         stderr = os.dup(2)
         os.dup2(printed.fileno(), 2)
