@@ -178,7 +178,7 @@ def comparisons_of(name: str, found: dict[str, Any]) -> dict[str, dict[str, Any]
     for title, split in parts.items():
         rows = [
             {"method": _method(model), "value": each["mean_average_precision"]}
-            # A mean of precisions is no share of queries, so that few of them don't hide it.
+            # A mean of precisions isn't a share of queries, so that few of them don't hide it.
             | ({"hits": each["hits@1"], "of": each["queries"]} if each["queries"] >= FEW_QUERIES else {})
             for model, each in split.items()
         ]

@@ -33,7 +33,7 @@ COMMAND_PAGES = ("README.md", "docs/photos.md", "docs/hub.md")
 # {a line of the block: why it can't run here}; at most five.
 EXCEPTIONS = {
     "from sentence_transformers import SentenceTransformer": (
-        "sentence-transformers is no dependency; tests/hub/test_sentence_transformers.py runs the block where it is"
+        "sentence-transformers isn't a dependency; tests/hub/test_sentence_transformers.py runs the block where it is"
     ),
 }
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)

@@ -94,7 +94,7 @@ def test_the_models_that_travel_import_nothing_of_ours_outside_their_folder():
 
 
 def test_every_module_is_imported_where_the_system_is_not_unix():
-    # sentence-transformers is no dependency; only it imports that module.
+    # sentence-transformers isn't a dependency; only it imports that module.
     names = [f"d2vpr_hf.{name}".rstrip(".") for name in modules() if "sentence_transformers" not in name]
     # The libraries below choose by the system that they see here; it is our own files that must do without.
     code = (

@@ -32,7 +32,7 @@ def _parsed(text: str, name: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{name} is no JSON ({error}). Write lists of numbers, such as {EXAMPLES[0][0]}.") from error
+        raise ValueError(f"{name} isn't JSON ({error}). Write lists of numbers, such as {EXAMPLES[0][0]}.") from error
 
 
 def page() -> gradio.Interface:

@@ -51,7 +51,7 @@ _LARGEST_ID = np.iinfo(np.int64).max
 
 
 class RecallAtK(evaluate.Metric):
-    """recall@k over lists of ids; a value that is no id is refused, with its row named.
+    """recall@k over lists of ids; a value that isn't an id is refused, with its row named.
 
     `evaluate` itself turns 1.7 into 1 and True into 1 without a word, so rows are checked before it sees them.
     """
@@ -171,13 +171,13 @@ def _checked_settings(k: Any, denominator: Any, database_size: Any) -> dict[str,
     ks = [k] if np.ndim(k) == 0 else list(k)
     for each in ks:
         if not _is_whole(each) or each < 1:
-            raise ValueError(f"k holds {each!r}, but cut-offs are whole numbers from 1, such as [1, 5, 10].")
+            raise ValueError(f"k holds {each!r}, but cut-offs are integers of at least 1, such as [1, 5, 10].")
     if not ks:
         raise ValueError("k is empty. Give at least one cut-off, such as [1].")
     if denominator not in ("all", "with_positives"):
         raise ValueError(f"denominator is {denominator!r}, but must be 'all' or 'with_positives'.")
     if database_size is not None and (not _is_whole(database_size) or database_size < 1):
-        raise ValueError(f"database_size is {database_size!r}, but must be a whole number from 1, or None.")
+        raise ValueError(f"database_size is {database_size!r}, but must be an integer of at least 1, or None.")
     return {"ks": [int(each) for each in ks], "denominator": denominator, "database_size": database_size}
 
 
@@ -191,15 +191,15 @@ def _checked_rows(rows: Any, name: str, rows_before: int) -> list[np.ndarray]:
         raise ValueError(f"{name} is missing. Give predictions and references together, one row for each query.")
     rows = _listed(rows)
     if rows is None:
-        raise ValueError(f"{name} is no list of rows. Give, for each query, a list of ids, such as [[3, 1], [0, 2]].")
+        raise ValueError(f"{name} isn't a list of rows. Give, for each query, a list of ids, such as [[3, 1], [0, 2]].")
     return [_checked_row(row, name, number) for number, row in enumerate(rows, start=rows_before)]
 
 
 def _checked_row(row: Any, name: str, number: int) -> np.ndarray:
     def refuse(found: str) -> ValueError:
         return ValueError(
-            f"{name}[{number}] {found}, but must be a list of ids: whole numbers from 0 that fit into 64 bits. Convert "
-            "names to row numbers of the database first."
+            f"{name}[{number}] {found}, but must be a list of ids: integers of at least 0 that fit into 64 bits. "
+            "Convert names to row numbers of the database first."
         )
 
     values = _listed(row)
@@ -228,7 +228,7 @@ def _check_ranking(ids: np.ndarray, number: int) -> None:
     answers = ids[: len(ids) - np.argmax(ids[::-1] != -1)] if (ids != -1).any() else ids[:0]
     if answers.size and answers.min() < 0:
         raise ValueError(
-            f"predictions[{number}] holds {answers.min()} at rank {np.argmin(answers) + 1}, but ids are whole numbers "
+            f"predictions[{number}] holds {answers.min()} at rank {np.argmin(answers) + 1}, but ids are integers "
             "from 0. Only -1 may stand below, at the end of a row, where there are no more answers."
         )
     known, times = np.unique(answers, return_counts=True)

@@ -60,7 +60,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def replace_file(path: str | Path, content: bytes | str) -> Path:
     """Writes a small file whole or not at all; its folder is made. Returns the path.
 
-    Text is written in UTF-8; what of it is no character, such as the bytes of a file name in another encoding, becomes
+    Text is written in UTF-8; what isn't a character, such as the bytes of a file name in another encoding, becomes
     an escape (\\udcff), which JSON reads back as it was.
     """
     path = Path(path)

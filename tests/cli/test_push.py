@@ -85,7 +85,7 @@ def test_a_converted_checkpoint_is_asked_about_on_a_terminal_alone(hub, checkpoi
         monkeypatch.setattr("sys.stdin", Terminal(answer))
         assert main(["push", "d2vpr", "me/tiny"]) == 2
         err = capsys.readouterr().err
-        assert "Have its authors agreed, and shall it be pushed? [y/N]" in err
+        assert "Have its authors agreed, and should it be pushed? [y/N]" in err
         assert "nothing was pushed" in err
     assert hub.requests == []
     assert main(["push", "d2vpr", "me/tiny", "--dry-run"]) == 0

@@ -153,7 +153,7 @@ def test_a_network_is_pooled_as_a_teacher_s_map_is_by_gem():
         open_peer("tiny_teachers:colour")
     with pytest.raises(ValueError, match="a peer needs the attributes name"):
         open_peer("tiny_teachers:nothing")
-    with pytest.raises(ValueError, match="is no peer"):
+    with pytest.raises(ValueError, match="isn't a known peer"):
         open_peer("tiny_teachers:colours@0")
 
 
@@ -182,7 +182,7 @@ def test_random_weights_are_the_same_every_time_and_others_than_the_model_s(tiny
 
 
 def test_unknown_and_untrusted_peers_are_refused():
-    with pytest.raises(ValueError, match=r"'sald' is no peer.*salad.*hf:NAME"):
+    with pytest.raises(ValueError, match=r"'sald' isn't a known peer.*salad.*hf:NAME"):
         open_peer("sald")
     for name in HUB_PEERS:
         with pytest.raises(ValueError, match="trust-remote-code"):

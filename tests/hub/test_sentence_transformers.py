@@ -1,4 +1,4 @@
-"""What docs/hub.md says of sentence-transformers, where that is installed: it is no dependency."""
+"""What docs/hub.md says of sentence-transformers, where that is installed: it isn't a dependency."""
 
 import re
 from importlib.util import find_spec
@@ -13,7 +13,7 @@ from d2vpr_hf import push_model
 
 pytestmark = pytest.mark.skipif(
     find_spec("sentence_transformers") is None,
-    reason="sentence-transformers, which is no dependency, is not installed",
+    reason="sentence-transformers, which isn't a dependency, is not installed",
 )
 GUIDE = (Path(__file__).parents[2] / "docs" / "hub.md").read_text(encoding="utf-8")
 

@@ -154,8 +154,8 @@ def test_result_equals_the_runners(metric, tmp_path, tiny_model, tiny_processor)
         (np.zeros((2, 1, 1), int), [[3], [1]], r"predictions\[0\] has shape \(1, 1\)"),
         ([3, 0], [[3], [1]], r"predictions\[0\] is 3"),
         (np.array([3, 0]), [[3], [1]], r"predictions\[0\] is .*3"),
-        ([[3], [0]], 3, "references is no list of rows"),
-        ("31", [[3], [1]], "predictions is no list of rows"),
+        ([[3], [0]], 3, "references isn't a list of rows"),
+        ("31", [[3], [1]], "predictions isn't a list of rows"),
         ([[3], [0]], [[3], [1, -1]], r"references\[1\] holds -1"),
         ([[3, 1], [-1, 2]], [[3], [1]], r"predictions\[1\] holds -1 at rank 1"),
         ([[3, 1], [2, -2]], [[3], [1]], r"predictions\[1\] holds -2 at rank 2"),
@@ -307,7 +307,7 @@ def test_page_shows_the_result_and_what_is_wrong(modules_cache):
     assert app.score(json.dumps(PREDICTIONS), json.dumps(REFERENCES), "[1, 3]", "all") == RESULT
     with pytest.raises(gradio.Error, match=r"predictions\[0\] holds 3.5"):
         app.score("[[3.5]]", "[[3]]", "[1]", "all")
-    with pytest.raises(gradio.Error, match="references is no JSON"):
+    with pytest.raises(gradio.Error, match="references isn't JSON"):
         app.score("[[3]]", "[[3", "[1]", "all")
     for example in app.EXAMPLES:
         assert 0 < app.score(*example)["recall@1"] < 1

@@ -34,7 +34,7 @@ def test_an_exported_model_takes_any_size(kind):
 
 def test_onnx_takes_any_batch_and_size(tmp_path):
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(name, reason=f"{name}, which is no dependency, isn't installed")
+        pytest.importorskip(name, reason=f"{name}, which isn't a dependency, isn't installed")
     import onnxruntime
 
     model, file = model_of("centred"), tmp_path / "model.onnx"

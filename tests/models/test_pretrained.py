@@ -43,7 +43,7 @@ def test_it_is_small_and_computes_in_float32(name, most_parameters, most_bytes):
     folder = d2vpr_hf.pretrained_path(name)
     assert (folder / "model.safetensors").stat().st_size <= most_bytes
     with safe_open(folder / "model.safetensors", "pt") as file:
-        kinds = {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - it is no dict
+        kinds = {file.get_tensor(name).dtype for name in file.keys()}  # noqa: SIM118 - it isn't a dict
     assert kinds <= {torch.float16, torch.int64}
     model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
     assert sum(parameter.numel() for parameter in model.parameters()) <= most_parameters

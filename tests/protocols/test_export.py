@@ -65,6 +65,6 @@ def test_what_cannot_be_exported_is_refused(pitts, tmp_path):
         export_protocol(DatasetDict(queries=pitts["queries"]), tmp_path / "export")
     folder = export_protocol(pitts, tmp_path / "first")
     loaded = load_dataset(str(folder), cache_dir=str(tmp_path / "other"))
-    with pytest.raises(ValueError, match="notes 'default' as its protocol, which is none"):
+    with pytest.raises(ValueError, match="notes 'default' as its protocol, which isn't one"):
         export_protocol(loaded, tmp_path / "second")
     assert export_protocol(loaded, tmp_path / "second", protocol="pitts30k-test").is_dir()

@@ -161,7 +161,7 @@ def test_what_is_no_image_is_skipped_or_refused(run, tmp_path):
         run([photo(0)], dtype="int8")
     with pytest.raises(ValueError, match="batch_size is 0"):
         run([photo(0)], batch_size=0)
-    with pytest.raises(ValueError, match="images that are no files"):
+    with pytest.raises(ValueError, match="images that aren't files"):
         run([photo(0)], folder=tmp_path / "out")
 
 

@@ -163,7 +163,7 @@ def test_what_does_not_fit_is_refused(tmp_path, teacher, tiny_processor, rows):
     cache = TeacherCache(tmp_path, teacher, tiny_processor)
     with pytest.raises(ValueError, match=r"has shape \(6, 14, 48\), but \(2, 14, 48\) was expected"):
         cache.add(hashes("a", "b"), rows)
-    with pytest.raises(ValueError, match="is no SHA-256 in hex"):
+    with pytest.raises(ValueError, match="isn't a SHA-256 in hex"):
         cache.lookup(["abcd"])
     assert len(cache) == 0
 

@@ -153,7 +153,7 @@ def _one_paragraph(error: Exception) -> str:
 
 def _drop_output() -> None:
     """Lets what can't be printed go: Python would complain again when it flushes on its way out."""
-    with suppress(OSError, ValueError):  # of a standard output that is no file
+    with suppress(OSError, ValueError):  # of a standard output that isn't a file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -158,7 +158,7 @@ def _agreed(model: "PreTrainedModel") -> bool:
         if not sys.stdin.isatty():
             return False
         note(str(error))
-        note("Have its authors agreed, and shall it be pushed? [y/N]")
+        note("Have its authors agreed, and should it be pushed? [y/N]")
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise UsageError("nothing was pushed, because the question wasn't answered with yes.") from error
         return True

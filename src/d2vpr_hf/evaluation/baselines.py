@@ -276,7 +276,7 @@ def open_peer(name: str, *, pooling: Pooling = "pooler", trust_remote_code: bool
         peer = NetworkPeer(call_factory(factory, "peer"), int(side or NETWORK_SIDE))
     elif name not in HUB_PEERS:
         raise ValueError(
-            f"{name!r} is no peer. Known are thumbnail, {', '.join(HUB_PEERS)}, hf:NAME for any image model of "
+            f"{name!r} isn't a known peer. Known are thumbnail, {', '.join(HUB_PEERS)}, hf:NAME for any image model of "
             "transformers, such as hf:facebook/dinov2-small, and module.path:factory for a network of your own."
         )
     elif not trust_remote_code:
@@ -384,7 +384,7 @@ def evaluate_scores(protocol: Protocol, scores: np.ndarray, *, name: str, ks: Se
         name: for tables.
         ks: cut-offs of recall@k.
 
-    Raises: ValueError if the matrix has another shape or holds what is no finite number.
+    Raises: ValueError if the matrix has another shape or holds something that isn't a finite number.
     """
     names, ks, scores = database_names(protocol.database), checked_ks(ks), np.asarray(scores)
     expected = (len(protocol.queries.paths), len(names))

@@ -20,7 +20,7 @@ _LEAST_SCORE = 0.0
 def ranked_pairs(evaluation: Evaluation, k: int) -> list[tuple[Path, Path]]:
     """Each query with its k best database photos, best first, as hloc's `pairs_from_retrieval` has them.
 
-    A query that is a database photo too is no pair with itself.
+    A query that is a database photo too isn't a pair with itself.
 
     Args:
         evaluation: of a protocol of files, of at least k answers.

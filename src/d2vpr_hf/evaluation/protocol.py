@@ -71,7 +71,7 @@ def folder_protocol(
 ) -> Protocol:
     """The protocol of two folders of one's own.
 
-    A query that is a database photo too (the same file, a link to it, or equal bytes) is no answer to itself, and no
+    A query that is a database photo too (the same file, a link to it, or equal bytes) isn't an answer to itself, and no
     positive.
 
     Args:

@@ -232,7 +232,7 @@ def _with_shorter_side(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 def _nearest_pixels(length: int, scale: float) -> np.ndarray:
     """The source pixel of each pixel along an axis of `length` that is scaled."""
-    scaled = int(length * scale + 1e-6)  # an exact fit may come out a hair short of a whole number
+    scaled = int(length * scale + 1e-6)  # an exact fit may come out a hair short of an integer
     return np.minimum((np.arange(scaled) / scale).astype(np.int64), length - 1)
 
 

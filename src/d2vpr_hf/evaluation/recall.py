@@ -66,7 +66,7 @@ def hits_at_k(ranking: np.ndarray, positives: Sequence[Collection[int]], ks: Seq
     for k in ks:
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or not 1 <= k <= answers:
             raise ValueError(
-                f"ks holds {k!r}, but each query has {answers} answers. Give whole numbers from 1 to {answers}, or "
+                f"ks holds {k!r}, but each query has {answers} answers. Give integers from 1 to {answers}, or "
                 "rank more answers."
             )
     return (first[:, None] > 0) & (first[:, None] <= np.asarray(ks, np.int64))
@@ -267,7 +267,7 @@ def _checked_count(first_hits: np.ndarray) -> int:
 
 
 def _flatten_positives(positives: Sequence[Collection[int]]) -> np.ndarray:
-    """All positives one after the other; a value that is no index is refused, with its query named."""
+    """All positives one after the other; a value that isn't an index is refused, with its query named."""
     if all(isinstance(each, np.ndarray) for each in positives):
         filled = [each for each in positives if each.size]
         flat = np.concatenate(filled) if filled else np.empty(0, np.int64)

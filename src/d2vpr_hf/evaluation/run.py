@@ -209,7 +209,7 @@ def _embedded(
             "Give a folder with at least one photo that opens."
         )
     if isinstance(photos, DatasetPhotos):
-        return descriptors, np.array(descriptors.paths, np.int64)  # images that are no files go by their row
+        return descriptors, np.array(descriptors.paths, np.int64)  # images that aren't files go by their row
     row_of = {path_to_text(path): row for row, path in enumerate(photos.paths)}
     return descriptors, np.array([row_of[path] for path in descriptors.paths], np.int64)
 

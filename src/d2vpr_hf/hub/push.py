@@ -59,7 +59,7 @@ class Push:
     Attributes:
         repo_id: "owner/name".
         revision: the branch.
-        commit: name of the commit, by which this state is found for ever (`revision=` in `from_pretrained`).
+        commit: name of the commit, by which this state is found forever (`revision=` in `from_pretrained`).
         url: of the commit's page.
         files: what was pushed, by path in the repository.
         replaced: files of an earlier push that are not part of this one and were taken away.
@@ -193,7 +193,7 @@ def push_export(
         private: whether a new repository is seen by its owner alone.
         message, token: as for `push_model`.
 
-    Raises: ValueError if the folder is no export; as `commit_folder`.
+    Raises: ValueError if the folder isn't an export; as `commit_folder`.
     """
     folder = Path(folder)
     if not is_export(folder):
@@ -350,7 +350,7 @@ def _repository_state(
 
 
 def check_names(repo_id: str, branch: str) -> None:
-    """Refuses what is no name of a repository, or no branch.
+    """Refuses what isn't a name of a repository, or a branch.
 
     Raises: ValueError.
     """
@@ -421,7 +421,7 @@ def _said(error: HTTPError, repo_id: str, branch: str) -> OSError | ValueError:
     if status == 412:
         return PushConflictError(
             f"Somebody else has pushed to {repo_id} ({branch}) at the same time, so nothing of this push was written. "
-            "Look at what is there now, and push again if yours shall replace it."
+            "Look at what is there now, and push again if yours should replace it."
         )
     if isinstance(error, BadRequestError):
         return ValueError(

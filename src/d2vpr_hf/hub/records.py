@@ -105,7 +105,7 @@ def read_evaluations(
         evaluations: as `evaluate_protocol` returns them, as their JSON, or paths of `results.json` or its folder.
         weight_hash: of the model that they must be of.
 
-    Raises: ValueError if one is of other weights, has no recall, or is no evaluation. FileNotFoundError.
+    Raises: ValueError if one is of other weights, has no recall, or isn't an evaluation. FileNotFoundError.
     """
     found: dict[str, dict[str, Any]] = {}
     for number, each in enumerate(evaluations, start=1):

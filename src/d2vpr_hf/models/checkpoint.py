@@ -78,7 +78,7 @@ def pretrained_names() -> list[str]:
 def pretrained_path(name: str = DEFAULT_PRETRAINED) -> Path:
     """Folder of a checkpoint that comes with the package; `AutoModel` and `AutoImageProcessor` open it.
 
-    It also holds its evaluations and how it was trained, but no code: a copy that shall open without the package is
+    It also holds its evaluations and how it was trained, but no code: a copy that is to open without the package is
     written by `save_pretrained`.
 
     Raises: ValueError if no checkpoint of that name comes with the package.

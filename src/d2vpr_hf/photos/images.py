@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM")
 _MAX_FILE_BYTES = 2**30
-# A file with fewer bytes for its pixels than this is no photo: cameras write at least 1 byte for 20 pixels. Below PIL's
-# limit of pixels, where a drawing or a black photo may be, only what no photo comes near is refused.
+# A file with fewer bytes for its pixels than this isn't a photo: cameras write at least 1 byte for 20 pixels. Below
+# PIL's limit of pixels, where a drawing or a black photo may be, only what no photo comes near is refused.
 _PIXELS_PER_BYTE, _PIXELS_PER_BYTE_BELOW, _SMALL_PIXELS = 32, 256, 2**24
 # Decoded at the same time by all threads of a process; a larger photo waits until it is alone.
 _PIXELS_IN_FLIGHT = 2**28
@@ -66,7 +66,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - reads as what it is
     """An image that can't be used.
 
     Attributes:
-        path: the file's path as text (see `path_to_text`), or the row number of an image that is no file.
+        path: the file's path as text (see `path_to_text`), or the row number of an image that isn't a file.
         reason: what is wrong with it, in a few words for people.
     """
 

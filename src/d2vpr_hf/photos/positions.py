@@ -137,7 +137,7 @@ class Positions:
         path that ends with it. A row that fits several photos in this way is given to none. Photos without a row, and
         those at exactly 0, 0, are unknown, and rows without a photo are left out; all of it is logged as a warning.
 
-        Raises: ValueError naming the row if degrees are no numbers or out of range, or a path appears twice or is
+        Raises: ValueError naming the row if degrees aren't numbers or out of range, or a path appears twice or is
             no text; naming the columns if one is missing; naming the photo if several rows fit it.
         """
         wanted, latitude, longitude = _read_table(Path(table))

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def read_table(path: Path, **options: Any) -> "DataFrame":
     """The rows of a Parquet file, or of a CSV file by pandas' options.
 
-    Raises: OSError if the file can't be opened; ValueError naming it if it is no table.
+    Raises: OSError if the file can't be opened; ValueError naming it if it isn't a table.
     """
     import pandas as pd  # loaded where it is used: importing this package leaves pandas alone
 

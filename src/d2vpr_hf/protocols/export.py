@@ -86,7 +86,7 @@ def _record_of(splits: "DatasetDict", protocol: str | None) -> ProtocolRecord:
     name = protocol or noted
     if protocol is None and name not in {record.id for record in PROTOCOLS}:
         raise ValueError(
-            f"The dataset notes {noted!r} as its protocol, which is none. Give protocol=, such as 'pitts30k-test'."
+            f"The dataset notes {noted!r} as its protocol, which isn't one. Give protocol=, such as 'pitts30k-test'."
         )
     record = find_record(name)
     expected = {"train"} if record.rule.is_training else {"database", "queries"}

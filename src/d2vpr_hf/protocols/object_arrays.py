@@ -35,7 +35,7 @@ _DEPTH = 3
 def read_names(path: str | Path) -> list[str]:
     """The names in an `.npy` file, an array of text or an object array of text.
 
-    Raises: ValueError naming the file and the first entry that is no text, or as `read_positive_rows`.
+    Raises: ValueError naming the file and the first entry that isn't text, or as `read_positive_rows`.
     """
     entries = _read_array(Path(path))
     if isinstance(entries, np.ndarray):

@@ -19,7 +19,7 @@ class Rule:
         words: the rule for people.
         is_published: whether the set has published counts and names; one's own folders have none.
         is_training: whether it says what shows one place in a training set, which has no queries.
-        holds_queries: whether each query is a database photo too, which is no answer to itself.
+        holds_queries: whether each query is a database photo too, which isn't an answer to itself.
         radius_m: metres within which positions make a positive, where they do.
         reach: how far the numbers of frames may be apart, where they make a positive.
     """
@@ -134,7 +134,7 @@ class Own(Rule):
 
 @dataclass(frozen=True)
 class OthersOfPlace(Rule):
-    """The other photos of the query's place; the database holds the query too, which is no answer to itself."""
+    """The other photos of the query's place; the database holds the query too, which isn't an answer to itself."""
 
     words = "the other photos of the query's place (each photo is looked for among all others, itself left out)"
     is_published = False

@@ -139,7 +139,7 @@ def rows_of(opened: ProtocolFolder, side: str, rows: range) -> dict[str, list[An
 
 
 def _image(path: Path) -> dict[str, Any]:
-    """A photo as the Image feature stores it: by its path, or inside where the path is no UTF-8 and can't be stored."""
+    """A photo as the Image feature stores it: by its path, or inside where the path isn't UTF-8 and can't be stored."""
     if path_to_text(path) != str(path):
         return {"bytes": path.read_bytes(), "path": None}
     return {"bytes": None, "path": str(path.absolute())}

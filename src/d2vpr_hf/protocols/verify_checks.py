@@ -78,7 +78,7 @@ def check_counts(opened: ProtocolFolder) -> Iterator[Finding]:
             remedy = "Some are missing: unpack all of the set" if found < expected.number else "Remove what isn't of it"
             yield Finding("counts", f"{text}. {remedy}.")
         else:
-            yield Finding("counts", f"{text}; that figure isn't verified, so this is no error.", is_error=False)
+            yield Finding("counts", f"{text}; that figure isn't verified, so this isn't an error.", is_error=False)
     if record.dropped is not None and not record.dropped.fits(found := len(opened.left_out)) and found:
         text = f"{found} queries have no positive and are left out, but {record.id} leaves out {record.dropped}."
         yield Finding("counts", text, is_error=False)

@@ -146,7 +146,7 @@ def regions_picture(photo: Photo, region_boxes: np.ndarray, *, title: str = "") 
     boxes = np.asarray(region_boxes, dtype=np.float64)
     if boxes.shape != (_MEDIUM_REGIONS + _SMALL_REGIONS, 4) or not np.isfinite(boxes).all():
         raise ValueError(
-            f"region_boxes has shape {boxes.shape} with {np.count_nonzero(~np.isfinite(boxes))} values that are no "
+            f"region_boxes has shape {boxes.shape} with {np.count_nonzero(~np.isfinite(boxes))} values that aren't "
             "numbers, but must be (13, 4) finite numbers: centre x, centre y, width, height of 4 medium regions, then "
             "of 9 small ones. Give the model's region_boxes of one photo."
         )

@@ -54,7 +54,7 @@ class Descriptors:
 
     Attributes:
         vectors: (rows, dim) float32; a read-only memory map if they were written to a folder.
-        paths: (rows) the photos as text (see `files.path_to_text`); of images that are no files, the row number in the
+        paths: (rows) the photos as text (see `files.path_to_text`); of images that aren't files, the row number in the
             input.
         skipped: (path, reason) of every image that has no row.
         model_name: the model's name or path.

@@ -160,7 +160,7 @@ class Embedder:
         source = _as_images(images)
         if folder is not None and source.keys is None:
             raise ValueError(
-                "folder was given with images that are no files, so a second run couldn't tell which it holds already. "
+                "folder was given with images that aren't files, so a second run couldn't tell which it holds already. "
                 "Give paths, or leave folder out."
             )
         self._hashed = None
@@ -462,7 +462,7 @@ def _open(image: Any, name: str) -> Image.Image:
         except Exception as error:  # a file opened by the caller shows its damage here, by whatever Pillow raises
             raise UnreadableImage(name, f"damaged: {error}") from error
     if not isinstance(image, np.ndarray):
-        raise UnreadableImage(name, f"of type {type(image).__name__}, which is no path, PIL image or array")
+        raise UnreadableImage(name, f"of type {type(image).__name__}, which isn't a path, PIL image or array")
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise UnreadableImage(
             name, f"array of shape {image.shape} and type {image.dtype}; expected (height, width, 3) uint8"

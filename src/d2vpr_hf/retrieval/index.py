@@ -55,7 +55,7 @@ class PlaceIndex:
 
     Made by `build` or `load`. `places` is a table with one row a place, in the order of its ids: id, path, latitude,
     longitude (degrees), easting, northing (metres), zone, south, and size_bytes, mtime_ns, ctime_ns and inode of the
-    file when it was read (-1 where the path is no file). It is for reading: `add` and `remove` change the index.
+    file when it was read (-1 where the path isn't a file). It is for reading: `add` and `remove` change the index.
     """
 
     def __init__(

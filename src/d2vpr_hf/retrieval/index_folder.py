@@ -51,7 +51,7 @@ _PAYLOAD_NAME = re.compile(r"(vectors|places)-[0-9a-f]{16}\.[a-z0-9]{1,16}")
 _UNFINISHED = ".unfinished-"
 _MAX_SETTINGS_BYTES = 1 << 20
 _MOST_ID = 2**62
-# Bytes that a place may take in memory, by its path for the most part: what says more is no table of places.
+# Bytes that a place may take in memory, by its path for the most part: what says more isn't a table of places.
 _MOST_BYTES_A_PLACE = 1 << 16
 _READS = 20
 _PAUSE_SECONDS = 0.05

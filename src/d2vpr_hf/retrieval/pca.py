@@ -58,8 +58,8 @@ class PcaSource:
 
     Attributes:
         name: what they are, such as "pitts30k/images/train".
-        sha256: (images) SHA-256 of each file in hex; None where they are no files.
-        size_bytes: (images) of each file; None where they are no files.
+        sha256: (images) SHA-256 of each file in hex; None where they aren't files.
+        size_bytes: (images) of each file; None where they aren't files.
     """
 
     name: str

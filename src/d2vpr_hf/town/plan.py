@@ -146,7 +146,7 @@ def lay_out_street(
 
 
 def _choose_places(blocks: int, count: int, random: torch.Generator) -> Tensor:
-    """(count, 3) crossings and mid-blocks; the inner points of blocks are no street."""
+    """(count, 3) crossings and mid-blocks; the inner points of blocks aren't streets."""
     across = torch.arange(2 * blocks + 1)
     column, row = (part.flatten() for part in torch.meshgrid(across, across, indexing="ij"))
     on_street = (column % 2 == 0) | (row % 2 == 0)

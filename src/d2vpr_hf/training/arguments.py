@@ -410,18 +410,18 @@ def resolve_arguments(values: Mapping[str, Any], origin: str = "the configuratio
 def read_model_config(text: str) -> dict[str, Any]:
     """The object of a JSON text, or of the file that it names.
 
-    Raises: ValueError if there is no such file, or it holds no JSON object.
+    Raises: ValueError if there is no such file, or it doesn't hold a JSON object.
     """
     origin = "model_config"
     if not text.lstrip().startswith("{"):
         origin = f"model_config {text}"
         if not Path(text).is_file():
-            raise ValueError(f"{origin} is no file. Give a JSON object, or the file of one.")
+            raise ValueError(f"{origin} isn't a file. Give a JSON object, or the file of one.")
         text = Path(text).read_text(encoding="utf-8")
     try:
         found = json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{origin} is no JSON ({error}). Give a JSON object, or the file of one.") from error
+        raise ValueError(f"{origin} isn't JSON ({error}). Give a JSON object, or the file of one.") from error
     if not isinstance(found, dict):
         raise ValueError(f"{origin} holds a {type(found).__name__}, but expects a JSON object of D2VprConfig's fields.")
     return found

@@ -37,7 +37,7 @@ def refuse_unknown(values: Iterable[str], known: list[str], origin: str, lists: 
 
 
 def checked(name: str, value: Any, kind: Any) -> Any:
-    """The value as its type has it; YAML reads 1e-4 as text, and whole numbers where fractions may stand.
+    """The value as its type has it; YAML reads 1e-4 as text, and integers where fractions may stand.
 
     Raises: ValueError if it is of another type.
     """

@@ -191,7 +191,7 @@ class MultiSimilarity:
 
         Args:
             descriptors: (images, dim), of any length.
-            places: (images,) whole numbers; equal for photos of one place.
+            places: (images,) integers; equal for photos of one place.
 
         Raises: ValueError if there isn't one place for each descriptor.
         """

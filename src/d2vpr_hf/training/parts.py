@@ -167,7 +167,7 @@ def _new_model(config: Mapping[str, Any]) -> nn.Module:
         return model_class(config_class.from_dict(dict(config)))
     except StrictDataclassError as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"model_config is no {config_class.__name__}: {reason}") from error
+        raise ValueError(f"model_config isn't a valid {config_class.__name__}: {reason}") from error
 
 
 def _loaded(arguments: TrainingArguments) -> Trainee:

@@ -155,7 +155,7 @@ def _key(sha256: str) -> bytes:
     key = bytes.fromhex(sha256)
     if len(key) != _HASH_BYTES:
         raise ValueError(
-            f"{sha256!r} is no SHA-256 in hex, which has 64 digits. Give that of each image file's content."
+            f"{sha256!r} isn't a SHA-256 in hex, which has 64 digits. Give that of each image file's content."
         )
     return key
 

@@ -161,7 +161,7 @@ class Teacher(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it runs; of a network that is no module, where its regions are pooled."""
+        """Where it runs; of a network that isn't a module, where its regions are pooled."""
         return next(self.parameters()).device
 
     @property
@@ -186,8 +186,8 @@ class Teacher(nn.Module):
             images_per_place: images of a place, which follow each other; what "place_grouped" groups by. The other
                 modes don't depend on it.
 
-        Raises: ValueError if the mode is "place_grouped" and the number of images is no multiple of `images_per_place`,
-            or none is given; or if the images have a size that the teacher can't take.
+        Raises: ValueError if the mode is "place_grouped" and the number of images isn't a multiple of
+            `images_per_place`, or none is given; or if the images have a size that the teacher can't take.
         """
         pixel_values = pixel_values.to(self.device)
         group = None

@@ -51,7 +51,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingStopped(RuntimeError):  # noqa: N818 - reads as what it is
-    """A run whose loss is no number any more; the message names step, photos and the last good weights."""
+    """A run whose loss became NaN or infinite; the message names step, photos and the last good weights."""
 
 
 @dataclass
@@ -146,7 +146,7 @@ class TrainingLoop:
         return {name: sum(figures[name] for figures in made) / len(made) for name in made[0]}
 
     def check_finite(self, what: str, value: float, batch: TrainingBatch) -> None:
-        """Stops the run before the weights take a step by what is no number."""
+        """Stops the run before the weights take a step by NaN or infinity."""
         if math.isfinite(value):
             return
         names = [self.places.names[row] for row in batch.rows]

@@ -106,8 +106,8 @@ class D2VprRegionSampler(nn.Module):
         shift = offsets[..., :2].clamp(-0.25, 0.25) * regions.extents
         scale = 0.5 + 1.5 * offsets[..., 2:].sigmoid()
         points = (regions.centres + (regions.points - regions.centres) * scale + shift).clamp(0, 1)
-        # On a CPU torch reads outside of the map at a position that is no number, and the process is gone. The samples
-        # of such an image are no numbers anyway.
+        # On a CPU torch reads outside of the map at a position that is NaN, and the process is gone. The samples
+        # of such an image are NaN anyway.
         return points.nan_to_num()
 
     @staticmethod

@@ -24,7 +24,7 @@ def attend_across_images(
         vectors: (batch, 14, dim)
         images_per_group: the batch is cut into groups of so many images, in order; None takes it whole.
 
-    Raises: ValueError if the batch is no multiple of `images_per_group`.
+    Raises: ValueError if the batch isn't a multiple of `images_per_group`.
     """
     images, regions, _ = vectors.shape
     size = images if images_per_group is None else images_per_group

@@ -78,7 +78,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def upright(image: Image.Image, orientation: int | None = None) -> Image.Image:
     """The image turned by its EXIF orientation, or by the one given; upright as it is where EXIF is damaged."""
     if orientation is None:
-        image.load()  # damage of the pixels is no damage of EXIF
+        image.load()  # damaged pixels don't mean damaged EXIF
         try:
             orientation = image.getexif().get(EXIF_ORIENTATION, 1)
         except Exception:  # Pillow raises whatever it stumbles over
@@ -133,7 +133,7 @@ class D2VprImageProcessor(PilBackend):
             filter's nearest ones alone, as tensors were resized before torchvision 0.17.
         do_resize, do_rescale, do_normalize, image_mean, image_std: as in every image processor.
 
-    Raises: ValueError if size is no multiple of 14 pixels, or has other keys than height and width.
+    Raises: ValueError if size isn't a multiple of 14 pixels, or has other keys than height and width.
     Source: the original squashes to 224 x 224, bilinear, with ImageNet's mean and standard deviation.
     """
 

@@ -109,7 +109,7 @@ def strange_numbers(name: str | os.PathLike | None, arguments: dict, state: Mapp
             return [f"{SAFE_WEIGHTS_INDEX_NAME} names files outside of the checkpoint: {', '.join(elsewhere)}"]
     for file in filter(None, [single] if single else map(find, files)):
         with safe_open(file, "pt") as tensors:
-            kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118 - it is no dict
+            kinds = {key: tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118 - it isn't a dict
         problems += [
             f"{key}: numbers of type {kinds[key]}, expected {state[key].dtype}"
             for key in sorted(kinds.keys() & state.keys())
@@ -235,9 +235,9 @@ class D2VprPreTrainedModel(CheckpointsOnce, PreTrainedModel):
                 follow each other in the batch; None, as published, makes the batch one group.
             output_attentions: whether to keep every block's attention, which eager attention alone can give.
 
-        Raises: ValueError if height or width is no multiple of the patch size, or too small for the regions; if the
-            batch is no multiple of `images_per_group`, or that is given without an encoder; if attentions are asked of
-            another kind of attention.
+        Raises: ValueError if height or width isn't a multiple of the patch size, or too small for the regions; if the
+            batch isn't a multiple of `images_per_group`, or that is given without an encoder; if attentions are asked
+            of another kind of attention.
         """
         grid = patch_grid(pixel_values, self.config.backbone_config.patch_size)
         keep_all = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -318,7 +318,7 @@ class D2VprModel(D2VprPreTrainedModel):
             self.reduction = D2VprReduction(config)
         if config.head_dim is not None:
             self.head = D2VprHead(config)
-        # Each by itself: the whole module would bring the whole numbers of its files to float32 too.
+        # Each by itself: the whole module would bring the integers of its files to float32 too.
         exact = ("reduction.mean", "reduction.components", "head.weight")
         self._keep_in_fp32_modules_strict = {name for name in exact if name in self.state_dict()}
         self.post_init()

@@ -120,7 +120,7 @@ class TrainingImages(Dataset[TrainingImage]):
         hashed: whether the hash of each image's file is wanted; the images must be files.
         known: hashes of images that need no plain view.
 
-    Raises: ValueError for `hashed` images that are no files.
+    Raises: ValueError for `hashed` images that aren't files.
     """
 
     def __init__(
@@ -137,8 +137,8 @@ class TrainingImages(Dataset[TrainingImage]):
         self._hashes: dict[int, str] = {}
         if hashed and not text_to_path(places.names[0]).is_file():
             raise ValueError(
-                f"Descriptors are kept by the content of a photo's file, but {places.names[0]} of {places.name} is no "
-                "file. Leave teacher_cache out, or train on a folder."
+                f"Descriptors are kept by the content of a photo's file, but {places.names[0]} of {places.name} isn't "
+                "a file. Leave teacher_cache out, or train on a folder."
             )
 
     def __len__(self) -> int:
@@ -226,7 +226,7 @@ def _start(worker: int) -> None:
     if hasattr(os, "nice"):
         os.nice(_NICENESS)
     # torch looks at the worker's parent, which is the server that started it: a worker whose trainer was killed would
-    # wait for its next batch for ever.
+    # wait for its next batch forever.
     trainer = multiprocessing.parent_process()
     if trainer is not None:
         Thread(target=_leave_with, args=(trainer,), daemon=True).start()
