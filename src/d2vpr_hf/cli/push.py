@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,20 +105,19 @@ def _push_checkpoint(options: argparse.Namespace) -> int:
         "license": options.license,
         "revision": options.revision,
     }
-    from ..hub.push import check_names
+    from ..hub.push import check_names, push_model
 
     # Before the model is loaded, which takes seconds.
     check_names(options.repo_id, options.revision or "main")
-    checkpoint = open_embedder(options.folder)
+    embedder = open_embedder(options.folder)
+    model, processor = embedder.model, embedder.processor
     if options.dry_run is not None:
-        return _show(options, checkpoint.model, checkpoint.processor, model_options)
-    from ..hub.push import push_model
-
-    allowed = options.allow_converted or _agreed(checkpoint.model)
+        return _show(options, model, processor, model_options)
+    allowed = options.allow_converted or _agreed(model)
     note(f"pushing {options.folder} to {options.repo_id} ...")
     push = push_model(
-        checkpoint.model,
-        checkpoint.processor,
+        model,
+        processor,
         options.repo_id,
         allow_converted=allowed,
         private=options.private,
@@ -167,8 +167,7 @@ def _agreed(model: "PreTrainedModel") -> bool:
 
 def _report(options: argparse.Namespace, push: "Push") -> int:
     if options.json:
-        result = {"repo_id": push.repo_id, "revision": push.revision, "commit": push.commit, "url": push.url}
-        print_json(result | {"files": push.files, "replaced": push.replaced})
+        print_json(asdict(push))
         return 0
     print(f"{push.repo_id} ({push.revision}): {len(push.files)} files in commit {push.commit[:12]}")
     if push.replaced:

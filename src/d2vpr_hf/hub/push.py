@@ -4,7 +4,7 @@ import fnmatch
 import json
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,6 @@ from huggingface_hub.errors import (
 from transformers import PreTrainedModel
 from transformers.image_processing_utils import BaseImageProcessor
 
-from ..evaluation.results import Evaluation
 from ..messages import first_few
 from .release import write_release
 
@@ -82,17 +81,12 @@ def push_model(
     processor: BaseImageProcessor,
     repo_id: str,
     *,
-    evaluations: Sequence[Evaluation | Mapping[str, Any] | str | Path] | None = None,
-    comparisons: Sequence[Mapping[str, Any] | str | Path] | None = None,
-    training: Mapping[str, Any] | str | Path | None = None,
-    about: Mapping[str, Any] | str | Path | None = None,
-    license: str | None = None,
-    notes: Sequence[str] = (),
     allow_converted: bool = False,
     private: bool = False,
     revision: str | None = None,
     message: str | None = None,
     token: str | None = None,
+    **records: Any,
 ) -> Push:
     """Shares a model on the Hub, as one commit that holds all that its users need.
 
@@ -103,33 +97,21 @@ def push_model(
         model: a D2-VPR model.
         processor: the model's image processor.
         repo_id: "owner/name". A new repository is made; an earlier push is replaced; anything else is refused.
-        evaluations, comparisons, training, about, license, notes: as for `write_release`, which shows what a push
-            would upload.
         allow_converted: push a checkpoint that was converted from published weights. Their authors have given no
             licence, so ask them first.
         private: whether a new repository is seen by its owner alone.
         revision: branch to commit to, made if it isn't there; None for main.
         message: of the commit.
         token: of the Hub; by default the one that is logged in.
+        records: evaluations, comparisons, training, about, license and notes, as for `write_release`, which shows what
+            a push would upload.
 
     Raises: PermissionError for a converted checkpoint without `allow_converted`; as `write_release` and
         `commit_folder`. Nothing is visible on the Hub then, and the push can be repeated.
     """
     check_may_share(model, allow_converted)
     with tempfile.TemporaryDirectory(prefix="d2vpr-push-") as work:
-        folder = write_release(
-            Path(work) / "model",
-            model,
-            processor,
-            repo_id,
-            evaluations=evaluations,
-            comparisons=comparisons,
-            training=training,
-            about=about,
-            license=license,
-            revision=revision,
-            notes=notes,
-        )
+        folder = write_release(Path(work) / "model", model, processor, repo_id, revision=revision, **records)
         return commit_folder(
             folder,
             repo_id,
