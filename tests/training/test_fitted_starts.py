@@ -1,5 +1,7 @@
 """A student that knows places before it is trained: a pass-through of DINOv2, and a head that is fitted."""
 
+import os
+
 import pytest
 import torch
 from made_training import STUDENT, arguments
@@ -86,6 +88,20 @@ def test_a_student_of_dinov2_has_the_fields_that_are_asked_for(tmp_path):
         open_trainee(
             arguments(tmp_path, tmp_path / "run", model=str(tmp_path / "whole"), recovery_start="pass_through")
         )
+
+
+@pytest.mark.skipif("D2VPR_TEST_DINOV2" not in os.environ, reason="D2VPR_TEST_DINOV2 names no folder of DINOv2")
+def test_a_run_starts_from_real_weights(training_town, tmp_path):
+    folder = os.environ["D2VPR_TEST_DINOV2"]
+    dinov2 = Dinov2Model.from_pretrained(folder)
+    fields = {"recovery_layers": [dinov2.config.num_hidden_layers], "aggregator_dim": 2 * dinov2.config.hidden_size}
+    keys = {"model": folder, "model_config": fields | {"first_vector": "pooled"}, "recovery_start": "pass_through"}
+    result = train(arguments(training_town, tmp_path / "run", **WHITENED, **keys, max_steps=0))
+    model = D2VprModel.from_pretrained(result.checkpoint)
+    assert model.config.nested_dims == (8, 4)
+    own = model.backbone.state_dict()
+    assert all(torch.equal(own[name], each) for name, each in dinov2.state_dict().items() if name in own)
+    assert len(own.keys() & dinov2.state_dict().keys()) > 100
 
 
 def test_a_recovery_module_starts_near_what_its_teacher_says(training_town, tmp_path):
