@@ -35,6 +35,9 @@ EXCEPTIONS = {
     "from sentence_transformers import SentenceTransformer": (
         "sentence-transformers isn't a dependency; tests/hub/test_sentence_transformers.py runs the block where it is"
     ),
+    "from peft import LoraConfig, PeftModel, get_peft_model": (
+        "peft is no dependency; tests/models/test_peft.py runs the block where it is"
+    ),
 }
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 

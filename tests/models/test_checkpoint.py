@@ -1,7 +1,12 @@
 """A checkpoint folder is written whole, and over nothing."""
 
+import os
+
 import pytest
 import torch
+from fresh_process import run_python
+from PIL import Image
+from published_rule import published_checkpoint
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
 
@@ -84,3 +89,75 @@ def test_numbers_too_large_for_float16_are_refused(tiny_model):
     with pytest.raises(ValueError, match=r"recovery\.norm\.bias .* Keep its weights in float32"):
         round_to_float16(tiny_model)
     assert weight_hash(tiny_model) == before
+
+
+KILLER = """
+import os, signal, sys
+from pathlib import Path
+
+from transformers import AutoModel
+from transformers.utils import logging
+
+from d2vpr_hf import Embedder
+from d2vpr_hf.models.checkpoint import open_checkpoint, save_checkpoint
+from d2vpr_hf.models.convert import convert_checkpoint
+from d2vpr_hf.retrieval.pca import PcaSettings, reduce_checkpoint
+
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+settings = PcaSettings(dim=4, images=8)
+writers = {
+    "saved": lambda folder: save_checkpoint(folder, *open_checkpoint("tiny")),
+    "reduced": lambda folder: reduce_checkpoint("photos", folder, Embedder.from_pretrained("tiny"), settings=settings),
+    "converted": lambda folder: convert_checkpoint("published.pth", folder),
+}
+
+
+def run(write, killed_at=None):
+    child = os.fork()
+    if child:
+        return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    calls, flush = 0, os.fsync
+
+    def fsync(handle):
+        nonlocal calls
+        calls += 1
+        if calls == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        flush(handle)
+
+    os.fsync = fsync
+    write()
+    os._exit(0)
+
+
+for kind, write in writers.items():
+    folder = Path(f"to_{kind}") / kind
+    kills = 0
+    # Up to the flush after the folder was renamed into place.
+    for number in [8, 12] if kind == "converted" else range(1, 40, 6):
+        if folder.exists():
+            break
+        kills += run(lambda: write(folder), killed_at=number)
+    if not folder.exists():
+        assert not run(lambda: write(folder)), kind
+    AutoModel.from_pretrained(folder)
+    assert [path.name for path in folder.parent.iterdir()] == [kind], list(folder.parent.iterdir())
+    assert not (folder / ".lock").exists()
+    print(kind, kills)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_kill_9_leaves_nothing_that_the_next_run_does_not_clear(tmp_path, tiny_model, tiny_processor):
+    """Whoever writes a checkpoint: saving, reducing, converting."""
+    save_checkpoint(tmp_path / "tiny", tiny_model, tiny_processor)
+    torch.save(published_checkpoint("d2vpr", seed=0), tmp_path / "published.pth")
+    (tmp_path / "photos").mkdir()
+    for number in range(8):
+        Image.effect_noise((60, 60), 20 + 20 * number).save(tmp_path / "photos" / f"{number}.jpg")
+    said = run_python(KILLER, tmp_path, os.environ | {"OMP_NUM_THREADS": "1"}).stdout.split()
+    kills = dict(zip(said[::2], map(int, said[1::2]), strict=True))
+    assert kills["saved"] >= 3
+    assert kills["reduced"] >= 3
+    assert kills["converted"] >= 1
