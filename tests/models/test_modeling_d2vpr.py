@@ -223,6 +223,7 @@ def test_every_tensor_of_dinov2_arrives(tmp_path):
             parameter.copy_(torch.randn_like(parameter))
     dinov2.save_pretrained(tmp_path)
     student = D2VprModel.from_dinov2(tmp_path, aggregator_dim=96).eval()
+    assert str(tmp_path) not in student.config.to_json_string(use_diff=False)
     arrived = student.backbone.state_dict()
     expected = {key: value for key, value in dinov2.state_dict().items() if not key.startswith("layernorm.")}
     assert len(expected) == 12 * 18 + 5

@@ -349,6 +349,8 @@ class D2VprModel(D2VprPreTrainedModel):
             raise ValueError(
                 f"{name_or_path} lacks {absent}, so it can't start a student. Give a whole DINOv2 checkpoint."
             )
+        # Where the checkpoint lay here is nobody's business who opens the student.
+        dinov2.config.name_or_path = ""
         model = cls(D2VprConfig(backbone_config=dinov2.config, **config))
         weights = {key: value for key, value in dinov2.state_dict().items() if key not in UNUSED_DINOV2_TENSORS}
         missing, unexpected = model.backbone.load_state_dict(weights, strict=False)
