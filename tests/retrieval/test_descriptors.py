@@ -92,10 +92,8 @@ def test_a_killed_run_is_resumed_without_embedding_twice(tmp_path, run, tiny_mod
         [sys.executable, "-c", KILLED_RUN, tmp_path / "model", folder, out, str(torch.get_num_threads())],
         env={**os.environ, "PYTHONPATH": str(source)},
     )
-    deadline = time.monotonic() + 120
     while len(list(out.glob("parts/part-*.npy"))) < 2:
         assert process.poll() is None, "the run ended before it was killed"
-        assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from fresh_process import LIMIT_S
 from made_training import STUDENT, TEACHER, arguments, losses
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoModel
@@ -67,7 +68,7 @@ def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(training_town, 
     assert started, "no worker was there to be left behind"
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert psutil.wait_procs(started, timeout=30)[1] == []
+    assert psutil.wait_procs(started, timeout=LIMIT_S)[1] == []
     reached = folder.records()[-1]["step"]
     assert reached < 12, "killed too late to say anything"
     assert folder.states()
