@@ -135,7 +135,7 @@ for kind, write in writers.items():
     folder = Path(f"to_{kind}") / kind
     kills = 0
     # Up to the flush after the folder was renamed into place.
-    for number in [8, 12] if kind == "converted" else range(1, 40, 6):
+    for number in [8, 12] if kind == "converted" else range(1, 40, 4):
         if folder.exists():
             break
         kills += run(lambda: write(folder), killed_at=number)
