@@ -97,7 +97,7 @@ def test_only_files_have_a_place_in_the_cache(training_town, tmp_path, taught_by
     places = read_training_places(datasets.Dataset.from_dict(rows, features=features))
     keys = DISTILL | {"teacher": taught_by, "augmentation": "none"}
     assert train(arguments("none", tmp_path / "live", **keys), places=places).steps == 1
-    with pytest.raises(ValueError, match="no file"):
+    with pytest.raises(ValueError, match="isn't a file"):
         train(arguments("none", tmp_path / "run", **keys, teacher_cache=str(tmp_path / "kept")), places=places)
 
 
