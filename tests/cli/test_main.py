@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -491,13 +492,16 @@ def test_a_damaged_file_is_named(content, places, photos, model, query, tmp_path
         Path(file).write_bytes(before)
 
 
-@pytest.fixture
+@contextmanager
 def little_room():
-    """No file may become larger than 100 bytes, as on a full disk."""
+    """No file may become larger than 100 bytes, as on a full disk; the file that pytest prints to neither."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize(
@@ -513,12 +517,13 @@ def little_room():
     ],
 )  # fmt: skip
 def test_a_full_disk_is_said_with_the_file_that_found_no_room(
-    words, file, photos, model, tmp_path, little_room, monkeypatch, capsys
+    words, file, photos, model, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     Image.effect_noise((64, 32), 90).convert("RGB").save("pano.png")
-    little_room()
-    message = fails(capsys, *words).strip().splitlines()[-1]
+    with little_room():
+        said = fails(capsys, *words)
+    message = said.strip().splitlines()[-1]
     assert message.startswith(f"d2vpr: {file}")
     assert "File too large. Make room there, or name another folder." in message
 
