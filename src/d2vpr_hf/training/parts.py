@@ -302,7 +302,9 @@ def make_student(
         model.head.requires_grad_(False)
         frozen.append(model.head)
     if arguments.gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        # The second is its name in earlier versions of transformers.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable()
     student = Student(
         model, teacher_width, signed=arguments.teacher_whitening is not None, needs_tokens=arguments.token_weight > 0
     )
