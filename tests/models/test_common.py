@@ -122,6 +122,18 @@ def test_gradient_checkpointing_trains_the_same_model(kind, images, backbone_onl
             assert not torch.equal(tensor, fresh[name]), name
 
 
+def test_two_backwards_over_one_checkpointed_forward(kind, images):
+    model = model_of(kind).train()
+    model.activation_checkpointing_enable()
+    loss = model(images).pooler_output.square().sum()
+    parameters = [each for each in model.parameters() if each.requires_grad]
+    first = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+    for one, other in zip(first, torch.autograd.grad(loss, parameters, allow_unused=True), strict=True):
+        assert one is other is None or torch.equal(one, other)
+    tracked = [tensor for name, tensor in model.named_buffers() if name.endswith("num_batches_tracked")]
+    assert {int(tensor) for tensor in tracked} == {1}
+
+
 def test_gradient_checkpointing_that_counts_twice_is_refused(kind, images):
     model = model_of(kind).train()
     with pytest.raises(ValueError, match=r"counts each batch twice.*Give use_reentrant=False"):

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -170,15 +170,25 @@ def running_statistics_kept(model: nn.Module) -> Iterator[None]:
             module.momentum, module.num_batches_tracked = momentum, batches
 
 
-@contextmanager
-def _second_pass(model: nn.Module, context: AbstractContextManager) -> Iterator[None]:
-    with running_statistics_kept(model), context:
-        yield
+class _SecondPass:
+    """Around the second pass over a block, entered anew by every backward: a context of `contextmanager` serves one."""
+
+    def __init__(self, model: nn.Module, given: AbstractContextManager) -> None:
+        self._model, self._given = model, given
+
+    def __enter__(self) -> None:
+        with ExitStack() as entered:
+            entered.enter_context(running_statistics_kept(self._model))
+            entered.enter_context(self._given)
+            self._entered = entered.pop_all()
+
+    def __exit__(self, *error: object) -> bool | None:
+        return self._entered.__exit__(*error)
 
 
 def _checkpoint_contexts(model: nn.Module, given: Callable) -> tuple[AbstractContextManager, AbstractContextManager]:
     first, second = given()
-    return first, _second_pass(model, second)
+    return first, _SecondPass(model, second)
 
 
 class CheckpointsOnce:
