@@ -30,6 +30,28 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes in folders")
+def test_a_link_leads_to_its_file_afterwards_and_a_pipe_is_written_to(tmp_path):
+    real, link, pipe = replace_file(tmp_path / "real.txt", "old"), tmp_path / "link.txt", tmp_path / "pipe"
+    link.symlink_to(real)
+    replace_file(link, "new")
+    assert link.is_symlink()
+    assert real.read_text() == "new"
+    folder, leading = tmp_path / "folder", tmp_path / "leading"
+    folder.mkdir()
+    leading.symlink_to(folder)
+    with replacing_folder(leading, overwrite=True) as draft:
+        (draft / "a").write_text("a")
+    assert leading.is_symlink()
+    assert [each.name for each in folder.iterdir()] == ["a"]
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    replace_file(pipe, "through")
+    assert os.read(reader, 100) == b"through"
+    os.close(reader)
+    assert pipe.is_fifo()
+
+
 @pytest.mark.skipif(os.name == "nt", reason="names of Windows are text")
 def test_each_path_has_a_text_of_its_own_and_the_text_gives_it_back(tmp_path):
     names = [

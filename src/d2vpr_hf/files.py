@@ -43,7 +43,17 @@ def naming(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to fill, which takes its place whole, flushed to the disk, or not at all."""
+    """A file to fill, which takes its place whole, flushed to the disk, or not at all.
+
+    A link goes on leading to its file, which is the one that is replaced; a device or a pipe takes the bytes as they
+    come.
+    """
+    if path.is_symlink():
+        path = path.resolve()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        with naming(path), path.open("wb") as file:
+            yield file
+        return
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     try:
         with naming(path), temporary.open("wb") as file:
@@ -83,6 +93,8 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
         writing the same folder.
     """
     folder = Path(folder)
+    if folder.is_symlink():  # which goes on leading to its folder
+        folder = folder.resolve()
     _check_free(folder, overwrite)
     draft = folder.with_name(f".{folder.name}{TEMPORARY_SUFFIX}")
     draft.mkdir(parents=True, exist_ok=True)

@@ -528,6 +528,15 @@ def test_a_full_disk_is_said_with_the_file_that_found_no_room(
     assert "File too large. Make room there, or name another folder." in message
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a shell of Unix closes the output")
+def test_a_closed_output_is_no_error(photos, model, tmp_path):
+    command = f'"{sys.executable}" -m d2vpr_hf index "{photos}" places --model "{model}" >&-'
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "places" / "index.json").is_file()
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here, which takes nothing")
 def test_an_output_that_takes_nothing_is_said():
     code = (
@@ -576,7 +585,7 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_the_next_goes_on(photos, model, t
     command = [sys.executable, "-c", TERMINATED, *words]
     stopped = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert stopped.returncode == 143
-    assert "terminated. What was written so far is whole; the same command goes on" in stopped.stderr
+    assert "terminated. What was written so far is whole; index, embed, reduce and train go on" in stopped.stderr
     assert "Traceback" not in stopped.stderr
     assert main(words) == 0
     assert len(Descriptors.load(tmp_path / "rows")) == 6

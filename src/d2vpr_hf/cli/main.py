@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -78,8 +79,8 @@ def _run(arguments: Sequence[str] | None, debug: bool) -> int:
     except KeyboardInterrupt as stop:
         terminated = isinstance(stop, _Terminated)
         _say(
-            f"{'terminated' if terminated else 'interrupted'}. What was written so far is whole; the same command goes "
-            "on from there."
+            f"{'terminated' if terminated else 'interrupted'}. What was written so far is whole; index, "
+            "embed, reduce and train go on from there when they are run again."
         )
         return TERMINATED if terminated else INTERRUPTED
     except BrokenPipeError:
@@ -112,6 +113,8 @@ def _console() -> Iterator[None]:
     level = embedding.level
     # The commands list themselves what was skipped.
     embedding.setLevel(logging.ERROR)
+    if sys.stdout is None:  # closed by whoever started the command
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - until the process ends
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     # Only the main thread may set a handler, and one that a program has set itself is its own.

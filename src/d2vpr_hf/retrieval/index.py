@@ -16,7 +16,8 @@ from ..photos.positions import Positions, distances_m
 from .descriptors import STATE_COLUMNS, Descriptors, difference, file_states
 from .index_folder import PLACES_SCHEMA, read_index_folder, write_index_folder
 from .similarity import Metric, metric_of, rows_without_meaning
-from .stores.base import DEFAULT_STORES, VectorStore, store_class
+from .stores import DEFAULT_STORES, store_class
+from .stores.base import VectorStore
 from .threshold import Threshold, choose_threshold
 
 _EARTH_RADIUS_M = 6_371_009.0

@@ -22,7 +22,8 @@ import pyarrow.parquet as pq
 
 from ..files import hash_file, replace_file, replacing, sync
 from .similarity import rows_without_meaning
-from .stores.base import VectorStore, store_class
+from .stores import store_class
+from .stores.base import VectorStore
 
 SETTINGS_FILE = "index.json"
 FORMAT_VERSION = 2
