@@ -83,3 +83,12 @@ def test_more_matches_than_places_are_all_places(folder, capsys):
     arguments = ["locate", query(folder, "q.png"), "--index", "places", "--no-pictures", "--k", "1000000000"]
     assert main([*arguments, "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["answers"][0]["candidates"]) == 4
+
+
+def test_an_excluded_name_may_be_spelled_as_another_system_writes_it(folder, capsys):
+    (folder / "photos" / "2.png").rename(folder / "photos" / "e\u0301.png")
+    assert main(["index", "photos", "accents", "--model", "tiny"]) == 0
+    capsys.readouterr()
+    arguments = ["locate", query(folder, "q.png"), "--index", "accents", "--no-pictures", "--json"]
+    assert main([*arguments, "--exclude", "\u00e9.png"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["answers"][0]["candidates"]) == 3

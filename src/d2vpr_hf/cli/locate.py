@@ -176,17 +176,19 @@ def _excluded_ids(places: "pd.DataFrame", names: Sequence[str]) -> "np.ndarray |
         return None
     import numpy as np
 
+    from ..files import name_key
+
     by_name: dict[str, list[int]] = {}
     for place, path in zip(places["id"].tolist(), places["path"].tolist(), strict=True):
         for name in {path, Path(path).name, str(place)}:
-            by_name.setdefault(name, []).append(place)
+            by_name.setdefault(name_key(name), []).append(place)
     for name in names:
-        if name not in by_name:
+        if name_key(name) not in by_name:
             raise UsageError(
                 f"--exclude names {name}, but the index has no photo and no id of that name."
                 f"{did_you_mean(name, by_name)}"
             )
-    return np.unique(np.concatenate([by_name[name] for name in names]))
+    return np.unique(np.concatenate([by_name[name_key(name)] for name in names]))
 
 
 def _picture_paths(answers: "Sequence[Answer]", options: argparse.Namespace) -> list[dict[str, str]]:
