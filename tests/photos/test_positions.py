@@ -330,6 +330,27 @@ def test_a_name_with_two_places_is_not_believed_and_it_is_said(caplog):
     assert f"2 names have metres and degrees more than 5 km apart, such as '{far}'" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        "@1e300@1e300@33@T@", "@334786@99999999@56@H@", "@500000@1e9@33@T@", "@-5000000@6252080@56@H@",
+        "@5e5@5000000@33@T@", "@500_000@5000000@33@T@", "@５00000@5000000@33@T@", "@500000@5000000@33@Ｔ@",
+        "@1e300@1e300@@@",
+    ],
+)  # fmt: skip
+def test_metres_that_no_zone_has_are_not_believed_and_it_is_said(start, caplog):
+    bare, with_degrees = f"{start}@@@@@@@@@@.jpg", f"{start}45.1@15.2@@@@@@@@@.jpg"
+    positions = Positions.from_names([bare, with_degrees])
+    assert positions.known.tolist() == [False, True]
+    assert positions.latitude[1] == 45.1
+    assert f"2 names have metres or a band letter that can't be right, such as '{bare}'" in caplog.text
+
+
+def test_zero_degrees_in_a_name_are_unknown():
+    names = ["@@@@@0.0@-0.0@@@@@@@@@.jpg", "@500000@5000000@33@T@0@0@@@@@@@@@.jpg"]
+    assert Positions.from_names(names).known.tolist() == [False, True]
+
+
 def test_positives_over_the_poles_and_the_antimeridian():
     metre = 1 / 111_694  # of latitude, at a pole
     for latitude, longitude, metres in (

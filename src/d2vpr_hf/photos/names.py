@@ -14,6 +14,9 @@ from ..files import path_to_text
 _BANDS = "CDEFGHJKLMNPQRSTUVWXX"
 # Fixed widths: digits before the point, and after it.
 _METRES, _LATITUDE, _LONGITUDE = (7, 2), (3, 5), (4, 5)
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
+# A zone reaches from 166,000 to 834,000 m at the equator; some sets go on a little in the neighbour's.
+_MOST_EASTING, _MOST_NORTHING = 1_000_000, 10_000_000
 
 
 @dataclass(frozen=True)
@@ -65,9 +68,23 @@ class UtmName:
         return f"@{'@'.join(astuple(self))}@.jpg"
 
     def number(self, field: str) -> float:
-        """A field as a number; NaN where it is empty, infinite or something else."""
+        """A field as a number; NaN where it is empty, infinite or something else, such as 1_000 or digits not ASCII."""
         text = getattr(self, field)
-        return float(text) if _is_number(text) and math.isfinite(float(text)) else math.nan
+        plain = text.isascii() and "_" not in text and _is_number(text)
+        return float(text) if plain and math.isfinite(float(text)) else math.nan
+
+    @property
+    def metres(self) -> tuple[float, float] | None:
+        """Easting and northing, NaN where one is empty; None where they can't be right, or the band's letter can't."""
+        texts = (self.easting, self.northing)
+        if not all(texts):
+            return math.nan, math.nan
+        if not all(_DECIMAL.fullmatch(text) for text in texts) or not re.fullmatch("[A-Za-z]*", self.letter):
+            return None
+        easting, northing = map(float, texts)
+        if not self.zone:  # metres along a track, which may begin anywhere
+            return (easting, northing) if max(abs(easting), abs(northing)) <= _MOST_NORTHING else None
+        return (easting, northing) if 0 <= easting <= _MOST_EASTING and 0 <= northing <= _MOST_NORTHING else None
 
     @property
     def iso_time(self) -> str | None:

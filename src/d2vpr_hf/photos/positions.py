@@ -103,10 +103,17 @@ class Positions:
 
         Only the base name is read. Metres stay as written. Degrees are computed from them where the zone is
         given, since names round degrees to about a metre; blank zones give mock positions. A name of another
-        form, or with other than numbers where numbers belong, is unknown. Of the two hemispheres the one counts that
-        the name's own degrees agree with, whatever its letter; where neither does, the name is unknown and logged.
+        form, or with other than numbers where numbers belong, is unknown, and so are degrees of exactly 0, 0. Metres
+        that no zone has are left out and logged. Of the two hemispheres the one counts that the name's own degrees
+        agree with, whatever its letter; where neither does, the name is unknown and logged.
         """
-        named, apart_m = _read_names(paths)
+        named, apart_m, impossible = _read_names(paths)
+        if len(impossible):
+            logger.warning(
+                "%d names have metres or a band letter that can't be right, such as %r: their metres count as unknown. "
+                "Expected an easting from 0 to 1,000,000, a northing from 0 to 10,000,000 and a letter from C to X.",
+                len(impossible), path_to_text(paths[impossible[0]]),
+            )  # fmt: skip
         doubtful = np.flatnonzero(apart_m > _DOUBTFUL_M)
         if len(doubtful):
             logger.warning(
@@ -284,10 +291,10 @@ def apart_in_names_m(paths: Sequence[str | Path]) -> np.ndarray:
     return _read_names(paths)[1]
 
 
-def _read_names(paths: Sequence[str | Path]) -> tuple[Positions, np.ndarray]:
-    """The places that names hold, and how far those by metres and by degrees are apart."""
-    parsed = np.array([_of_name(path) for path in paths], np.float64).reshape(-1, 6)
-    easting, northing, zone, south, latitude, longitude = parsed.T
+def _read_names(paths: Sequence[str | Path]) -> tuple[Positions, np.ndarray, np.ndarray]:
+    """The places that names hold, how far those by metres and by degrees are apart, and rows of impossible metres."""
+    parsed = np.array([_of_name(path) for path in paths], np.float64).reshape(-1, 7)
+    easting, northing, zone, south, latitude, longitude, impossible = parsed.T
     zone, south = zone.astype(np.int16), south.astype(bool)
     exact, apart_m = [], []
     for below in (south, ~south):
@@ -305,7 +312,7 @@ def _read_names(paths: Sequence[str | Path]) -> tuple[Positions, np.ndarray]:
     )  # fmt: skip
     only = np.flatnonzero(np.isnan(easting) & ~np.isnan(latitude) & ~np.isnan(longitude))
     named = named._with_rows(only, Positions.from_degrees(latitude[only], longitude[only]))
-    return named, np.where(other, apart_m[1], apart_m[0])
+    return named, np.where(other, apart_m[1], apart_m[0]), np.flatnonzero(impossible)
 
 
 def _matching_rows(wanted: Sequence[str], photos: Sequence[str], table: str) -> tuple[np.ndarray, np.ndarray]:
@@ -338,25 +345,20 @@ def _matching_rows(wanted: Sequence[str], photos: Sequence[str], table: str) -> 
     return rows, np.array([row for row, fits in fitting.items() if len(fits) > 1], np.int64)
 
 
-_UNKNOWN = (np.nan, np.nan, 0, False, np.nan, np.nan)
-
-
-def _of_name(path: str | os.PathLike) -> tuple[float, float, int, bool, float, float]:
-    """Easting, northing, zone, south, latitude and longitude as a base name has them; NaN, 0 and False for blanks."""
-    name = UtmName.read(path)
-    if name is None:
-        return _UNKNOWN
-    easting, northing, zone, latitude, longitude = (
-        name.number(field) for field in ("easting", "northing", "zone", "latitude", "longitude")
-    )
+def _of_name(path: str | os.PathLike) -> tuple[float, float, int, bool, float, float, bool]:
+    """Easting, northing, zone, south, latitude and longitude as a base name has them, NaN, 0 and False for blanks;
+    and whether its metres are impossible."""
+    name = UtmName.read(path) or UtmName()
+    zone, latitude, longitude = (name.number(field) for field in ("zone", "latitude", "longitude"))
     south = name.letter.upper() < "N" if name.letter else latitude < 0
-    if not (abs(latitude) <= 90 and abs(longitude) <= 180):
+    if not (abs(latitude) <= 90 and abs(longitude) <= 180) or (latitude == 0 and longitude == 0):
         latitude = longitude = np.nan
-    if np.isnan(easting) or np.isnan(northing):
-        return np.nan, np.nan, 0, False, latitude, longitude
+    metres = name.metres
+    if metres is None or np.isnan(metres[0]):
+        return np.nan, np.nan, 0, False, latitude, longitude, metres is None
     if zone not in range(1, 61):
-        return easting, northing, 0, False, latitude, longitude
-    return easting, northing, int(zone), south, latitude, longitude
+        return *metres, 0, False, latitude, longitude, False
+    return *metres, int(zone), south, latitude, longitude, False
 
 
 def _read_table(table: Path) -> tuple[list[str], np.ndarray, np.ndarray]:
