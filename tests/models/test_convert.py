@@ -64,6 +64,31 @@ def test_every_wrong_tensor_is_listed_by_its_published_name(published):
         assert line in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "complaint"),
+    [
+        ("backbone.lin.bias", lambda value: value.to(torch.int8), "of another kind: .*found torch.int8"),
+        ("backbone.lin.bias", lambda value: value.to(torch.complex64), "found torch.complex64"),
+        ("backbone.lin.bias", lambda value: value.to(torch.float8_e4m3fn), "found torch.float8_e4m3fn"),
+        ("backbone.lin.bias", lambda value: value * torch.nan, "NaN or infinite float32 numbers"),
+        ("backbone.lin.bias", lambda value: value.double() + 1e300, "NaN or infinite float32 numbers"),
+        ("backbone.blocks.0.adapter.branch1.bn.running_var", lambda value: value - 1e3, "a variance below 0"),
+        ("backbone.blocks.0.adapter.branch1.bn.num_batches_tracked", torch.Tensor.float, "found torch.float32"),
+        ("backbone.lin.bias", lambda value: value.to_sparse(), "holds a torch.sparse_coo tensor"),
+        ("backbone.lin.bias", lambda _: "text", "holds a str"),
+        ("backbone.lin.bias", lambda _: None, "holds a NoneType"),
+        ("backbone.lin.bias", lambda _: {}, "holds a dict"),
+        ("backbone.lin.bias", torch.Tensor.tolist, "holds a list"),
+    ],
+)
+def test_numbers_of_another_kind_are_refused_by_name(published, name, change, complaint):
+    wrong = dict(published["d2vpr"])
+    wrong[name] = change(wrong[name])
+    with pytest.raises(ValueError, match=complaint) as error:
+        convert_original_state_dict(wrong)
+    assert name in str(error.value)
+
+
 def test_half_an_encoder_is_no_encoder(published):
     wrong = dict(published["d2vpr_cross"])
     del wrong["encoder.layers.1.norm2.bias"]

@@ -119,6 +119,22 @@ def test_numbers_of_another_kind_are_refused(folder):
         open_checkpoint(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "complaint"),
+    [
+        ("backbone.encoder.layer.0.mlp.fc1.weight", float("nan"), "NaN or infinite float32 numbers"),
+        ("recovery.norm.bias", float("-inf"), "NaN or infinite float32 numbers"),
+        ("backbone.encoder.layer.0.adapter.branch1.norm.running_var", -1.0, "a variance below 0"),
+    ],
+)
+def test_impossible_weights_are_refused_by_name(folder, name, number, complaint):
+    weights = load_file(folder / "model.safetensors")
+    weights[name].view(-1)[0] = number
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{complaint}: {name}"):
+        open_checkpoint(folder)
+
+
 def test_weights_lie_in_their_folder(folder, tmp_path):
     names = load_file(folder / "model.safetensors")
     index = folder / "model.safetensors.index.json"

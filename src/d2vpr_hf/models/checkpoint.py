@@ -1,6 +1,7 @@
 """Opens and saves checkpoints: a folder of model, processor and the code that loads them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, PreTrainedCo
 from transformers.image_processing_utils import BaseImageProcessor
 
 from ..files import replacing_folder
+from ..messages import first_few
 
 OUR_MODELS = ("d2vpr", "cricavpr")
 DEFAULT_PRETRAINED = "d2vpr-base"
@@ -51,6 +53,8 @@ def open_checkpoint(
     chosen = _chosen_dim(name, config, dim, usual_dim)
     try:
         model = AutoModel.from_pretrained(where, trust_remote_code=trust_remote_code, **chosen).eval()
+        if problems := impossible_numbers(model.state_dict()):
+            raise ValueError(f"its weights hold {first_few(problems, 3)}. Restore the file.")
         return model, AutoImageProcessor.from_pretrained(where, trust_remote_code=trust_remote_code)
     except Exception as error:
         raise _not_opened(name, error) from error
@@ -68,6 +72,17 @@ def read_config(name_or_path: str, *, trust_remote_code: bool = False) -> PreTra
             "code on the Hub and isn't loaded. Take that out of its config.json."
         )
     return config
+
+
+def impossible_numbers(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """What no trained model holds, one line a tensor: numbers that float32 can't hold, variances below 0."""
+    problems = []
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.float().isfinite().all():
+            problems.append(f"NaN or infinite float32 numbers: {name}")
+        elif name.endswith("running_var") and (tensor < 0).any():
+            problems.append(f"a variance below 0: {name}")
+    return problems
 
 
 def pretrained_names() -> list[str]:

@@ -9,7 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 
 from ..files import hash_file
 from ..messages import first_few
-from .checkpoint import save_checkpoint
+from .checkpoint import impossible_numbers, save_checkpoint
 from .cricavpr.configuration_cricavpr import CricaVprConfig
 from .cricavpr.modeling_cricavpr import CricaVprModel
 from .d2vpr.configuration_d2vpr import D2VprConfig
@@ -50,6 +50,8 @@ CRICAVPR_NAMES = (
 # Beginnings of names that one of the two models has and the other hasn't.
 D2VPR_MARKS = ("backbone.lin.", "backbone.up_norm.", "offset_generator.", "topdown_fusion.", "pos_encoder.")
 CRICAVPR_MARKS = ("backbone.norm.",)
+FRACTIONS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (torch.int64, torch.int32)
 WRAPPINGS = ("model_state_dict", "state_dict")
 MODULE_PREFIX = "module."
 
@@ -63,14 +65,15 @@ def convert_original_state_dict(state_dict: Mapping) -> tuple[PreTrainedConfig, 
 
     Returns: a `D2VprConfig` and what `D2VprModel(config).load_state_dict(..., strict=True)` takes; for CricaVPR a
         `CricaVprConfig` and `CricaVprModel`'s. A checkpoint that holds an encoder gets `cross_image_encoder=True`.
-    Raises: ValueError listing, by published name, every tensor that is missing, extra or of another shape.
+    Raises: ValueError listing, by published name, every tensor that is missing, extra, of another shape or kind of
+        numbers, or holds NaN, infinity or what float32 can't hold; or naming what isn't a tensor.
     """
     published = unwrap(state_dict)
     config, model_class, names = recognise(published)
     with torch.device("meta"):
         expected = model_class(config).state_dict()
     renamed = {name: published_name(name, names) for name in expected}
-    check_tensors(published, expected_shapes(expected, renamed))
+    check_tensors(published, expected_tensors(expected, renamed))
     return config, {
         name: take(published[renamed[name]], name).to(dtype=tensor.dtype) for name, tensor in expected.items()
     }
@@ -111,7 +114,14 @@ def unwrap(state_dict: Mapping) -> dict[str, torch.Tensor]:
     for wrapping in WRAPPINGS:
         if isinstance(state_dict.get(wrapping), Mapping):
             state_dict = state_dict[wrapping]
-    tensors = {str(name).removeprefix(MODULE_PREFIX): torch.as_tensor(value) for name, value in state_dict.items()}
+    for name, value in state_dict.items():
+        if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_meta:
+            found = f"{value.layout} tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(
+                f"{name!r} of the checkpoint holds a {found}, but an ordinary tensor was expected. Give the state dict "
+                "as it was published."
+            )
+    tensors = {str(name).removeprefix(MODULE_PREFIX): value for name, value in state_dict.items()}
     if len(tensors) < len(state_dict):
         raise ValueError(f"Some tensors are there twice, with and without {MODULE_PREFIX!r}. Keep one of each.")
     return tensors
@@ -136,23 +146,28 @@ def published_name(name: str, names: tuple) -> str:
     return name
 
 
-def expected_shapes(expected: Mapping[str, torch.Tensor], renamed: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
-    """Shape of every published tensor; query, key and value are one there."""
-    shapes = {}
-    for name, tensor in expected.items():
-        shape = tuple(tensor.shape)
-        shapes[renamed[name]] = (3 * shape[0], *shape[1:]) if ".attn.qkv." in renamed[name] else shape
-    return shapes
+def expected_tensors(expected: Mapping[str, torch.Tensor], renamed: Mapping[str, str]) -> dict[str, torch.Tensor]:
+    """Every published tensor, without its numbers; query, key and value are one there."""
+    published = {renamed[name]: tensor for name, tensor in expected.items()}
+    return {name: torch.cat([each] * 3) if ".attn.qkv." in name else each for name, each in published.items()}
 
 
-def check_tensors(published: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    problems = [f"missing: {name}, expected shape {shapes[name]}" for name in shapes if name not in published]
+def check_tensors(published: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> None:
+    problems = [
+        f"missing: {name}, expected shape {tuple(expected[name].shape)}" for name in expected if name not in published
+    ]
     for name, tensor in published.items():
         found = tuple(tensor.shape)
-        if name not in shapes:
+        if name not in expected:
             problems.append(f"extra: {name}, found shape {found}")
-        elif found != shapes[name]:
-            problems.append(f"misshapen: {name}, found shape {found}, expected {shapes[name]}")
+        elif found != tuple(expected[name].shape):
+            problems.append(f"misshapen: {name}, found shape {found}, expected {tuple(expected[name].shape)}")
+        elif tensor.dtype not in (kinds := FRACTIONS if expected[name].is_floating_point() else INTEGERS):
+            problems.append(
+                f"of another kind: {name}, found {tensor.dtype}, expected one of {', '.join(map(str, kinds))}"
+            )
+        else:
+            problems += impossible_numbers({name: tensor})
     if problems:
         raise ValueError(
             f"The checkpoint doesn't fit, {len(problems)} tensors differ:\n  "
