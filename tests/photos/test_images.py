@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from d2vpr_hf.files import path_to_text, text_to_path
 from d2vpr_hf.photos import images
 from d2vpr_hf.photos.folder import list_images
-from d2vpr_hf.photos.images import UnreadableImage, decode_image, open_image
+from d2vpr_hf.photos.images import UnreadableImage, decode_image, open_image, read_exif
 from tests.broken_photos import (
     BROKEN_KINDS,
     GOOD_KINDS,
@@ -245,6 +245,51 @@ def test_a_png_with_a_broken_part_beside_the_picture_is_kept():
     assert decode_image(whole, "photo.png").size == photo(0).size[::-1]
 
 
+def png_with(parts, *, behind=False, **options) -> bytes:
+    """A PNG with more parts, of right checksums, before or behind its picture."""
+    data = encoded(photo(0), "PNG", **options)
+    place = len(data) - 12 if behind else 33
+    more = (
+        struct.pack(">I", len(text)) + kind + text + struct.pack(">I", zlib.crc32(kind + text)) for kind, text in parts
+    )
+    return data[:place] + b"".join(more) + data[place:]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(b"tEXt", b"Raw profile type exif\0\nexif\n4\nzz")],
+        [(b"tEXt", b"transparency\0a")],
+        [(b"tEXt", b"Comment\0" + b"a" * 1_000_000)] * 70,
+        [(b"zTXt", b"Comment\0\7a")],
+        [(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(2**21)))],
+        [(b"iCCP", b"")],
+        [(b"iCCP", b"name\0\7a")],
+        *([(kind, b"\0")] for kind in (b"pHYs", b"gAMA", b"cHRM", b"acTL", b"fcTL")),
+        [(b"sRGB", b"")],
+    ],
+    ids=lambda parts: f"{parts[0][0].decode()} {parts[0][1][:12]!r}",
+)
+def test_what_is_odd_beside_the_picture_of_a_png_does_not_lose_it(parts):
+    for behind in (False, True):
+        np.testing.assert_array_equal(decode_image(png_with(parts, behind=behind), "photo.png"), photo(0))
+
+
+def test_exif_and_xmp_in_texts_of_a_png_turn_the_photo():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = b"\nexif\n8\n" + exif.tobytes().hex().encode()
+    xmp = b'<x tiff:Orientation="6"/>'
+    for part in (
+        (b"tEXt", b"Raw profile type exif\0" + raw),
+        (b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw)),
+        (b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        (b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0\0" + zlib.compress(xmp)),
+    ):
+        for behind in (False, True):
+            assert decode_image(png_with([part], behind=behind), "photo.png").size == photo(0).size[::-1]
+
+
 def cut_inside(kind: str, **options) -> list[bytes]:
     """Files that end before their picture does, by a little and by much."""
     data = encoded(photo(0, 240, 320), kind, **options)
@@ -337,6 +382,17 @@ def test_what_libraries_print_and_warn_of_goes_to_the_log_with_the_name(capfd, c
     assert capfd.readouterr().err == ""
     assert "photo.tif: " in caplog.text
     assert "cut.tif: " in caplog.text
+    assert not recwarn.list
+
+
+def test_what_pillow_warns_of_in_exif_goes_to_the_log_with_the_name(tmp_path, caplog, recwarn):
+    cut_short = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\x01\0"
+    (tmp_path / "photo.avif").write_bytes(data := encoded(photo(0), "AVIF", exif=cut_short))
+    recwarn.clear()
+    for read in (lambda: read_exif(tmp_path / "photo.avif"), lambda: decode_image(data, "photo.avif")):
+        caplog.clear()
+        read()
+        assert "photo.avif: Corrupt EXIF data" in caplog.text
     assert not recwarn.list
 
 

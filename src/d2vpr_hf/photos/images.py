@@ -11,7 +11,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -52,6 +52,8 @@ _HARMLESS_BYTES = 8
 _MOST_CHUNKS, _MOST_PAGES = 200_000, 100
 _DEFLATE = ("tiff_adobe_deflate", "tiff_deflate")
 _IDENTIFIER = b"\x89PNG\r\n\x1a\n"
+_PNG_PICTURE = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_PNG_TEXTS, _MOST_TEXT_BYTES = (b"Raw profile type exif", b"XML:com.adobe.xmp"), 2**20
 _XMP = re.compile(rb"<x:xmpmeta.{,65536}?</x:xmpmeta>", re.DOTALL)
 _FILE_KINDS = {
     stat.S_IFDIR: "a folder",
@@ -108,9 +110,9 @@ def decode_image(data: bytes, path: str | Path) -> Image.Image:
             jpeg = Jpeg.read(data)
             with _decoding(jpeg.size, len(data), path):
                 return _decode_jpeg(jpeg, path)
-        if data.startswith(_IDENTIFIER):
-            data = _checked_png(data, path)
-        header = _read_header(data, path)
+        is_png = data.startswith(_IDENTIFIER)
+        header = _read_header(_picture_of_png(data, path) if is_png else data, path)
+        exif = _exif_of_png(data) if is_png else None
         with _decoding(header.size, len(data), path):
             if header.format == "TIFF":
                 _check_deflate(header, data)
@@ -118,7 +120,7 @@ def decode_image(data: bytes, path: str | Path) -> Image.Image:
                 _check_gif(data, path)
             elif header.format == "JPEG2000" and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
                 raise UnreadableImage(path, "cut short: the end mark is missing")
-            return _upright_rgb(header, path)
+            return _upright_rgb(header, exif, path)
     except UnreadableImage:
         raise
     except BrokenJpeg as error:
@@ -156,18 +158,40 @@ def _exif_of_others(data: bytes, path: str | Path) -> Exif:
     xmp = packet[0] if packet else b""
     if data[:4] in (b"II*\0", b"MM\0*"):
         return Exif.of(data, xmp)
-    if data.startswith(_IDENTIFIER):  # some programs write it after the picture
-        for kind, content, _ in _png_chunks(data):
-            if kind == b"eXIf":
-                return Exif.of(bytes(content), xmp)
-    return _exif_of(_read_header(data, path))
+    return _exif_of_png(data) if data.startswith(_IDENTIFIER) else _exif_of(_read_header(data, path))
 
 
 def _exif_of(image: Image.Image) -> Exif:
     """What Pillow has found beside the picture."""
-    raw, xmp = image.info.get("Raw profile type exif"), image.info.get("xmp", image.info.get("XML:com.adobe.xmp", b""))
-    data = image.info.get("exif") or (bytes.fromhex("".join(raw.split("\n")[3:])) if raw else b"")
-    return Exif.of(data, xmp.encode() if isinstance(xmp, str) else xmp)
+    return Exif.of(image.info.get("exif", b""), image.info.get("xmp", b""))
+
+
+def _exif_of_png(data: bytes) -> Exif:
+    """What is written before or after a PNG's picture, in a part of its own or as text; nothing of damaged parts."""
+    parts = {}
+    for kind, part, is_whole in _png_chunks(data):
+        if is_whole and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+            content = bytes(part[8:-4])
+            name, _, text = content.partition(b"\0") if kind != b"eXIf" else (kind, b"", content)
+            if name in (b"eXIf", *_PNG_TEXTS):
+                parts[name] = _png_text(kind, text)
+    exif, raw, xmp = (parts.get(name, b"") for name in (b"eXIf", *_PNG_TEXTS))
+    with suppress(ValueError):  # of what isn't hexadecimal
+        exif = exif or bytes.fromhex(b"".join(raw.split(b"\n")[3:]).decode("ascii"))
+    return Exif.of(exif, xmp)
+
+
+def _png_text(kind: bytes, text: bytes) -> bytes:
+    """The text of a PNG's part, of which what goes before and compression is taken away; empty if it is damaged."""
+    is_packed = kind == b"zTXt"
+    if is_packed:
+        text = text[1:]
+    elif kind == b"iTXt":
+        is_packed = text[:1] == b"\1"
+        text = text[2:].split(b"\0", 2)[-1]  # after a language and the keyword in it
+    with suppress(zlib.error):
+        return zlib.decompressobj().decompress(text, _MOST_TEXT_BYTES) if is_packed else text
+    return b""
 
 
 def _check_file(path: str | Path) -> None:
@@ -208,10 +232,10 @@ def _read_header(data: bytes, path: str | Path) -> Image.Image:
         factory, accepts = Image.OPEN[name]
         if accepts(start) is True:
             try:
-                if name != "TIFF":
-                    return factory(io.BytesIO(data), path_to_text(path))
-                with _complaints_logged(path):
-                    return _largest_page(factory(io.BytesIO(data), path_to_text(path)))
+                # Pillow warns of EXIF that it reads by itself.
+                with _complaints_logged(path) if name in ("TIFF", "AVIF") else nullcontext():
+                    image = factory(io.BytesIO(data), path_to_text(path))
+                    return _largest_page(image) if name == "TIFF" else image
             # As in decode_image: whatever a decoder raises, the file is at fault.
             except Exception as error:
                 reason = f"damaged: its {name} header breaks off or is all there is ({_first_line(error)})"
@@ -272,7 +296,7 @@ class _Flight:
         return cls._all.setdefault(os.getpid(), cls())
 
 
-def _upright_rgb(image: Image.Image, path: str | Path) -> Image.Image:
+def _upright_rgb(image: Image.Image, exif: Exif | None, path: str | Path) -> Image.Image:
     if image.format == "TIFF":  # Pillow turns it by itself
         # libtiff, which prints, is asked by one thread at a time; what was checked before has nothing to print of.
         is_checked = image.info.get("compression") in ("raw", *_DEFLATE)
@@ -282,7 +306,7 @@ def _upright_rgb(image: Image.Image, path: str | Path) -> Image.Image:
     image.load()
     if image.format == "PPM" and image.mode == "I":  # 16 bits by its type, however dark it is
         image = Image.fromarray(np.asarray(image).astype(np.uint16))
-    orientation = _exif_of(image).orientation
+    orientation = (exif or _exif_of(image)).orientation
     image.info = {name: value for name, value in image.info.items() if name == "transparency"}
     return to_rgb(upright(image, orientation))
 
@@ -309,35 +333,39 @@ def _decode_jpeg(jpeg: Jpeg, path: str | Path) -> Image.Image:
     return to_rgb(upright(image, Exif.of(jpeg.exif, jpeg.xmp).orientation))
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, int]]:
-    """Kind, content and start of each part of a PNG, as far as they are whole, up to the end mark."""
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, memoryview, bool]]:
+    """Each part of a PNG with its kind, and whether its checksum is right; up to the end mark or a cut."""
     position, view = len(_IDENTIFIER), memoryview(data)
     while position + 12 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, position)
-        if position + 12 + length > len(data):
+        end = position + 8 + length
+        if end + 4 > len(data):
             return
-        yield kind, view[position + 8 : position + 8 + length], position
+        is_whole = zlib.crc32(view[position + 4 : end]) == int.from_bytes(view[end : end + 4])
+        yield kind, view[position : end + 4], is_whole
         if kind == b"IEND":
             return
-        position += 12 + length
+        position = end + 4
 
 
-def _checked_png(data: bytes, path: str | Path) -> bytes:
-    """The file without what is damaged beside the picture, whose checksums are compared, as PIL doesn't."""
-    kept, start, kind, damaged = [data[: len(_IDENTIFIER)]], 0, b"", False
-    for number, (kind, content, start) in enumerate(_png_chunks(data)):
-        end = start + 8 + len(content)
+def _picture_of_png(data: bytes, path: str | Path) -> bytes:
+    """The file's picture alone, without what Pillow might stumble over beside it, such as a text or an animation.
+
+    The checksums of the picture's parts are compared, as Pillow doesn't.
+    """
+    kept, kind = [_IDENTIFIER], b""
+    for number, (kind, part, is_whole) in enumerate(_png_chunks(data)):
         if number > _MOST_CHUNKS:
             raise UnreadableImage(path, f"more than {_MOST_CHUNKS} parts, which no photo has")
-        if zlib.crc32(memoryview(data)[start + 4 : end]) == int.from_bytes(data[end : end + 4]):
-            kept.append(memoryview(data)[start : end + 4])
-        elif kind[0] & 0x20 and kind != b"tRNS":  # such as EXIF, which the picture can do without
-            damaged = True
-        else:
+        if kind[0] & 0x20 and kind != b"tRNS":  # such as EXIF, which the picture can do without
+            continue
+        if not is_whole:
             raise UnreadableImage(path, f"damaged: the checksum of part {kind!r} is wrong")
+        if kind in _PNG_PICTURE:
+            kept.append(part)
     if kind != b"IEND":
         raise UnreadableImage(path, "cut short: the end mark is missing")
-    return b"".join(kept) if damaged else data
+    return b"".join(kept)
 
 
 def _check_deflate(image: Image.Image, data: bytes) -> None:
