@@ -89,13 +89,12 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
     Args:
         overwrite: replace what the folder holds, once the draft is whole.
 
-    Raises: FileExistsError if the folder holds something and `overwrite` is off; RuntimeError if another run is
-        writing the same folder.
+    Raises: as `check_free`; RuntimeError if another run is writing the same folder.
     """
     folder = Path(folder)
     if folder.is_symlink():  # which goes on leading to its folder
         folder = folder.resolve()
-    _check_free(folder, overwrite)
+    check_free(folder, overwrite=overwrite)
     draft = folder.with_name(f".{folder.name}{TEMPORARY_SUFFIX}")
     draft.mkdir(parents=True, exist_ok=True)
     lock = _taken_lock(draft, folder)
@@ -108,7 +107,7 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
         for path in draft.rglob("*"):
             if path.is_file() and path.name != LOCK_FILE:
                 sync(path)
-        _check_free(folder, overwrite)
+        check_free(folder, overwrite=overwrite)
         if folder.exists():
             _remove(folder)
         if os.name == "nt":  # there an open file keeps its folder from being renamed
@@ -121,6 +120,20 @@ def replacing_folder(folder: str | Path, *, overwrite: bool = False) -> Iterator
     finally:
         lock.release()
     sync(folder.parent)
+
+
+def check_free(folder: str | Path, *, overwrite: bool = False) -> None:
+    """Refuses a folder that `replacing_folder` couldn't replace, as whoever computes long before it wants to know.
+
+    Raises: FileExistsError if it holds something and `overwrite` is off; ValueError if it is the working directory.
+    """
+    folder = Path(folder)
+    if folder.is_dir() and folder.samefile("."):
+        raise ValueError(
+            f"{folder} is the working directory, which can't be replaced. Name a folder in it, to be made."
+        )
+    if not overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and isn't empty. Remove it, or name another folder.")
 
 
 @contextmanager
@@ -202,11 +215,6 @@ def _taken_lock(place: Path, folder: Path) -> FileLock:
             f"{folder} is being written by another run. Wait for it to end, or name another folder."
         ) from error
     return lock
-
-
-def _check_free(folder: Path, overwrite: bool) -> None:
-    if not overwrite and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists and isn't empty. Remove it, or name another folder.")
 
 
 def _remove(path: Path) -> None:

@@ -139,3 +139,17 @@ def test_a_file_that_is_no_plain_checkpoint_is_refused(tmp_path, capsys):
     with pytest.raises(FileNotFoundError):
         convert_checkpoint(tmp_path / "absent.pth", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full.pth").write_text("no checkpoint")
+    monkeypatch.chdir(tmp_path / "empty")
+    for folder in (".", tmp_path / "empty"):
+        with pytest.raises(
+            ValueError, match=r"is the working directory, which can't be replaced\. Name a folder in it"
+        ):
+            convert_checkpoint(tmp_path / "full.pth", folder)
+    with pytest.raises(FileExistsError, match="isn't empty"):
+        convert_checkpoint(tmp_path / "full.pth", tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full.pth"]

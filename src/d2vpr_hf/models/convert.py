@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from transformers.configuration_utils import PreTrainedConfig
 
-from ..files import hash_file
+from ..files import check_free, hash_file
 from ..messages import first_few
 from .checkpoint import impossible_numbers, save_checkpoint
 from .cricavpr.configuration_cricavpr import CricaVprConfig
@@ -87,8 +87,10 @@ def convert_checkpoint(checkpoint: str | Path, folder: str | Path) -> PreTrained
         folder: gets configuration, safetensors, processor and the code that loads them. It must not exist or be empty.
 
     Returns: the configuration written, whose `converted_from` holds the file's name and SHA-256.
-    Raises: ValueError if the file holds no such checkpoint. FileNotFoundError, FileExistsError.
+    Raises: ValueError if the file holds no such checkpoint, or the folder is the working directory. FileNotFoundError,
+        FileExistsError.
     """
+    check_free(folder)
     checkpoint = Path(checkpoint)
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
