@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -345,7 +347,9 @@ def test_joining_keeps_rows_in_order_across_blocks(tmp_path, monkeypatch):
     vectors = np.random.default_rng(0).normal(size=(count, 3)).astype(np.float32)
     keys = made_keys([f"é\n{row}" for row in range(count)], np.arange(200).reshape(50, 4))
     order = np.random.default_rng(1).permutation(count)
-    with DescriptorFolder(tmp_path, {"weight_hash": "a"}) as folder:
+    with DescriptorFolder(
+        tmp_path, dict.fromkeys(("model_name", "weight_hash"), "a") | {"processor": None, "dtype": None}
+    ) as folder:
         for start in range(0, count, 9):
             folder.add(keys[range(start, min(start + 9, count))], vectors[start : start + 9])
             folder.flush()
@@ -363,6 +367,56 @@ def test_a_row_file_without_rows_can_be_read(tmp_path):
     file = read_rows(*paths, verify=True)
     assert file.vectors().shape == (0, 5)
     assert (file.checksum, file.about) == (checksum, {"dtype": "x"})
+
+
+@pytest.mark.parametrize("values", [[None] * 12, list(range(12)), ["a", None] * 6])
+def test_a_table_that_names_no_photos_is_damaged(run, photos, tmp_path, caplog, values):
+    run(photos)
+    path = tmp_path / "out" / "images.parquet"
+    table = pq.read_table(path)
+    changed = table.set_column(1, "path", pa.array(values)).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(changed, path)
+    with pytest.raises(DamagedRows, match=r"images\.parquet isn't a table of photos"):
+        Descriptors.load(tmp_path / "out")
+    assert len(run(photos)) == 12
+    assert run.embedded == 24
+    assert "embedded again" in caplog.text
+
+
+def without(name):
+    return lambda about: json.dumps({key: about[key] for key in about if key != name}).encode()
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *[lambda about, content=content: content for content in (b"", b"{", b"[]", b"7", b"[" * 200_000)],
+        lambda about: json.dumps(about).encode("utf-16"),
+        *[without(name) for name in ("skipped", "model_name", "weight_hash", "processor", "dtype")],
+        lambda about: json.dumps(about | {"skipped": [["a"]]}).encode(),
+        lambda about: json.dumps(about | {"model_name": None}).encode(),
+    ],
+)
+def test_a_broken_descriptors_json_is_named_and_the_next_run_writes_it_anew(run, photos, tmp_path, broken):
+    run(photos)
+    path = tmp_path / "out" / "descriptors.json"
+    whole = path.read_bytes()
+    path.write_bytes(broken(json.loads(whole)))
+    with pytest.raises(ValueError, match=r"descriptors\.json .* Run the same command again"):
+        Descriptors.load(tmp_path / "out")
+    run(photos)
+    assert path.read_bytes() == whole
+    assert run.embedded == 12
+
+
+def test_a_folder_of_other_files_is_left_alone(run, photos, tmp_path):
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "index.json").write_text("{}")
+    for folder, name in ((photos, "000.jpg"), (tmp_path / "index", "index.json")):
+        before = sorted(folder.iterdir())
+        with pytest.raises(ValueError, match=f"holds {name}.* and no descriptors. Name a new or empty folder"):
+            run(photos, folder)
+        assert sorted(folder.iterdir()) == before
 
 
 def test_foreign_files_are_no_rows(tmp_path):

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..files import TEMPORARY_SUFFIX, holding, replace_file, replacing
+from ..files import TEMPORARY_SUFFIX, holding, refuse_strangers, replace_file, replacing
 from .similarity import release_pages
 
 logger = logging.getLogger(__name__)
@@ -220,6 +220,12 @@ def read_rows(vectors_path: Path, table_path: Path, *, verify: bool) -> RowFile:
         table = pq.read_table(table_path, partitioning=None)
         metadata = table.schema.metadata or {}
         about, checksum = json.loads(metadata[b"about"]), metadata[b"checksum"].decode()
+        kinds = {"name": pa.string(), "path": pa.string(), **dict.fromkeys(STATE_COLUMNS, pa.int64())}
+        # Without rows pyarrow gives a column of texts no type.
+        if not isinstance(about, dict) or any(
+            len(table) and (table[name].type != kind or table[name].null_count) for name, kind in kinds.items()
+        ):
+            raise ValueError(f"{table_path} isn't a table of photos with {', '.join(kinds)} in each row")
         states = np.column_stack([table[name].to_numpy() for name in STATE_COLUMNS]).astype(np.int64)
         keys = RowKeys(table["name"].to_pylist(), table["path"].to_pylist(), states.reshape(-1, len(STATE_COLUMNS)))
         vectors = _mapped(vectors_path)
@@ -249,7 +255,7 @@ class DescriptorFolder:
         about: who makes the rows: model_name, weight_hash, processor (a dict) and dtype.
 
     Raises (on entering): RuntimeError if another run holds the folder; ValueError if its rows were made with
-        other weights, another processor or dtype, or by an earlier version.
+        other weights, another processor or dtype, or by an earlier version, or it holds other files.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
@@ -263,6 +269,8 @@ class DescriptorFolder:
 
     def __enter__(self) -> Self:
         _refuse_earlier_version(self.folder)
+        own = {VECTORS_FILE, TABLE_FILE, PARTS_FOLDER}
+        refuse_strangers(self.folder, own, unless=ABOUT_FILE, purpose="descriptors")
         with ExitStack() as stack:
             stack.enter_context(holding(self.folder))
             self.parts_folder.mkdir(exist_ok=True)
@@ -352,7 +360,7 @@ class DescriptorFolder:
                 raise FileNotFoundError(
                     f"{folder} has no {name}, so it holds no finished run. Run the same command again to finish it."
                 )
-        about = json.loads((folder / ABOUT_FILE).read_text(encoding="utf-8"))
+        about = _read_about(folder / ABOUT_FILE)
         joined, before = folder / PARTS_FOLDER / _JOINED_TABLE, file_states([folder / TABLE_FILE])
         # Vectors take their place a moment before their table: in between, the two are of different runs.
         whole = not joined.exists()
@@ -433,6 +441,25 @@ class DescriptorFolder:
             for file in np.unique(files):
                 block[files == file] = self._files[file].vectors()[rows[files == file]]
             yield block
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """What `descriptors.json` says, with all that `Descriptors.load` takes from it."""
+    remedy = "Run the same command again to write it anew."
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} isn't JSON in UTF-8 ({error}): it is truncated or was changed. {remedy}") from error
+    kinds = {"model_name": str, "weight_hash": str, "processor": dict | None, "dtype": str | None, "skipped": list}
+    wrong = [
+        name
+        for name, kind in kinds.items()
+        if not isinstance(about, dict) or name not in about or not isinstance(about[name], kind)
+    ]
+    pairs = [] if wrong else about["skipped"]
+    if wrong or not all(isinstance(each, list) and [type(text) for text in each] == [str, str] for each in pairs):
+        raise ValueError(f"{path} has no usable {', '.join(wrong) or 'skipped'}. {remedy}")
+    return about
 
 
 def _mapped(path: Path) -> np.ndarray:

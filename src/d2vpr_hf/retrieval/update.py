@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import LOCK_FILE, holding, path_to_text
-from ..messages import first_few
+from ..files import holding, path_to_text, refuse_strangers
 from ..photos.folder import PhotoFolder
 from ..photos.positions import Positions
 from .descriptors import STATE_COLUMNS, Descriptors, file_states, same_file
@@ -61,8 +60,7 @@ def index_photos(
         RuntimeError if another run is writing it.
     """
     places = Path(places)
-    if not (places / SETTINGS_FILE).is_file():
-        _check_free(places)
+    refuse_strangers(places, {PARTIAL_FOLDER}, unless=SETTINGS_FILE, purpose="index")
     with holding(places):
         return _updated(photos, places, embedder, progress)
 
@@ -110,12 +108,6 @@ def _load_index(places: Path, embedder: Embedder) -> PlaceIndex | None:
     made_by = embedder.name, embedder.weight_hash, embedder.descriptor_dim
     index.check_maker(*made_by, embedder.processor_settings, embedder.dtype)
     return index
-
-
-def _check_free(places: Path) -> None:
-    """Refuses a folder that holds something else than an unfinished run: an index would mix with it."""
-    if places.is_dir() and (others := sorted({each.name for each in places.iterdir()} - {PARTIAL_FOLDER, LOCK_FILE})):
-        raise ValueError(f"{places} holds {first_few(others)} and no index. Name a new or empty folder for the index.")
 
 
 def _up_to_date(index: PlaceIndex, photos: PhotoFolder, row_of: dict[str, int]) -> np.ndarray:
