@@ -1,6 +1,7 @@
 """What messages and tables say alike: the nearest known name, the first few of a list, shares and distances."""
 
 import difflib
+import re
 from collections.abc import Collection, Iterable
 
 
@@ -14,6 +15,11 @@ def first_few(items: Collection[object], count: int = 3) -> str:
     """The first of a list, and how many more there are: 'a, b, c and 4 more'."""
     shown = ", ".join(str(item) for item, _ in zip(items, range(count), strict=False))
     return f"{shown} and {len(items) - count} more" if len(items) > count else shown
+
+
+def printable(text: str) -> str:
+    """The text with control characters as escapes such as \\x1b, so that names from a file can't steer a terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", lambda hit: f"\\x{ord(hit[0]):02x}", text)
 
 
 def percent(share: float, digits: int = 1) -> str:

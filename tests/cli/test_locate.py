@@ -92,3 +92,58 @@ def test_an_excluded_name_may_be_spelled_as_another_system_writes_it(folder, cap
     arguments = ["locate", query(folder, "q.png"), "--index", "accents", "--no-pictures", "--json"]
     assert main([*arguments, "--exclude", "\u00e9.png"]) == 0
     assert len(json.loads(capsys.readouterr().out)["answers"][0]["candidates"]) == 3
+
+
+def change_settings(folder, **changed):
+    path = folder / "places" / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+
+
+def test_a_model_that_only_the_index_names_is_never_fetched(folder, monkeypatch, capsys):
+    photo, opened = query(folder, "q.png"), []
+    with monkeypatch.context() as patch:
+        patch.setattr("d2vpr_hf.retrieval.embedder.open_checkpoint", lambda name, *_, **__: opened.append(name))
+        for name in ("someone/evil", "a/" + "x" * 4000, "a\0b"):
+            change_settings(folder, model_name=name)
+            assert main(["locate", photo, "--index", "places"]) == 2
+            err = capsys.readouterr().err
+            assert repr(name)[:8] in err
+            assert "give the model with --model" in err
+            assert len(err) < 500
+    assert not opened
+    assert main(["locate", photo, "--index", "places", "--no-pictures", "--model", "tiny"]) == 0
+
+
+EVIL = "\x1b]0;owned\x07 \x9b2J \r"
+
+
+@pytest.mark.parametrize(
+    ("changed", "more", "code"),
+    [
+        ({"threshold_rule": EVIL}, [], 0),
+        ({"threshold_rule": EVIL}, ["--json"], 0),
+        ({"model_name": EVIL}, [], 2),
+        ({"model_name": f"photos/../{EVIL}"}, [], 2),
+        ({"dtype": EVIL}, [], 2),
+        ({"store": EVIL}, [], 2),
+    ],
+)
+def test_texts_of_an_index_cannot_steer_the_terminal(folder, capsys, changed, more, code):
+    (folder / EVIL).mkdir()
+    change_settings(folder, **changed)
+    assert main(["locate", query(folder, "q.png"), "--index", "places", "--no-pictures", *more]) == code
+    text = "".join(capsys.readouterr())
+    assert "owned" in text or "dtype" in changed
+    assert not set(text) & set("\x1b\x07\x9b\r")
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e999", "x"])
+def test_numbers_of_options_are_finite(number, capsys):
+    locate = ["locate", "q.png", "--index", "places"]
+    for words in (
+        [*locate, f"--threshold={number}"],
+        ["cut", "q.png", "out", f"--pitch-deg={number}"],
+        *([[*locate, "--radius-m", "5", "--near", number, "3"]] if number != "-inf" else []),
+    ):
+        assert main(words) == 2
+        assert f"{number} must be a finite number" in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import positive_number, print_json, report_skipped, skipped_json, whole_number
+from .options import finite_number, positive_number, print_json, report_skipped, skipped_json, whole_number
 from .parser import CommandParser, add_command
 
 DESCRIPTION = """\
@@ -32,7 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         "--headings", metavar="N", type=whole_number(1), default=12, help="views all around, 1 to 360 (default: 12)"
     )
     group.add_argument(
-        "--pitch-deg", metavar="P", type=float, default=0.0, help="degrees upwards, -90 to 90 (default: 0)"
+        "--pitch-deg", metavar="P", type=finite_number, default=0.0, help="degrees upwards, -90 to 90 (default: 0)"
     )
     group.add_argument(
         "--field-deg",

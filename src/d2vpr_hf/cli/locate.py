@@ -1,6 +1,7 @@
 """`d2vpr locate`: where was this photo taken?"""
 
 import argparse
+import os
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -8,11 +9,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..messages import did_you_mean
+from ..messages import did_you_mean, printable
 from .options import (
     add_json_option,
     add_model_options,
     embedding_settings,
+    finite_number,
     note,
     open_embedder,
     positive_number,
@@ -61,7 +63,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     group = parser.add_argument_group("what may be the answer")
     group.add_argument("--k", metavar="K", type=whole_number(1), default=5, help="matches to look at (default: 5)")
     group.add_argument(
-        "--near", metavar=("LAT", "LON"), nargs=2, type=float, help="only places around this point (degrees, WGS84)"
+        "--near",
+        metavar=("LAT", "LON"),
+        nargs=2,
+        type=finite_number,
+        help="only places around this point (degrees, WGS84)",
     )
     group.add_argument(
         "--radius-m", metavar="R", type=positive_number, help="how far around it, in metres (needed with --near)"
@@ -72,7 +78,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     group.add_argument(
         "--threshold",
         metavar="T",
-        type=float,
+        type=finite_number,
         help="score below which a photo is not in this map; -1, the lowest score of descriptors of length 1, never "
         "says so (default: the index's own)",
     )
@@ -98,7 +104,10 @@ def run(options: argparse.Namespace) -> int:
     index = PlaceIndex.load(options.index)
     excluded = _excluded_ids(index.places, options.exclude)
     embedder = open_embedder(
-        options.model or index.model_name, options.dim, usual_dim=index.dim, **embedding_settings(options)
+        options.model or _own_model(index.model_name, options.index),
+        options.dim,
+        usual_dim=index.dim,
+        **embedding_settings(options),
     )
     if options.regions and embedder.model.config.model_type != "d2vpr":
         raise UsageError(
@@ -134,18 +143,33 @@ def run(options: argparse.Namespace) -> int:
         print_json(result)
     else:
         for answer, paths in zip(answers, pictures, strict=True):
-            print("\n".join(_lines(answer, paths)), end="\n\n")
+            print("\n".join(map(printable, _lines(answer, paths))), end="\n\n")
         if any(answer.confidence is not None for answer in answers):
             print(
                 f"confidence: share of the {k} best matches, each counting 1 / rank, that lie within "
                 f"{SAME_PLACE_M:g} m of the best"
             )
-        print(_threshold_words(answers[0].threshold, rule))
+        print(printable(_threshold_words(answers[0].threshold, rule)))
     # The answers are out before anything is drawn, which may fail.
     sys.stdout.flush()
     if not options.no_pictures:
         _draw(answers, pictures, embedder)
     return 0
+
+
+def _own_model(name: str, index: str) -> str:
+    """The model that the index names, if opening it asks nobody: the index may be someone else's.
+
+    Raises: UsageError if it is neither a folder nor one of the package's.
+    """
+    from ..models.checkpoint import pretrained_names
+
+    if os.path.isdir(name) or name in pretrained_names():  # noqa: PTH112 - a Path complains of names that are too long
+        return name
+    raise UsageError(
+        f"{index} was made by the model {repr(name)[:80]}, which is no folder here and doesn't come with the package. "
+        "Nothing is fetched by a name that only an index gives: if you trust it, give the model with --model."
+    )
 
 
 def _photo_paths(names: Sequence[str]) -> list[Path]:

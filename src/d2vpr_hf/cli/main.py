@@ -12,6 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+from ..messages import printable
 from ..version import __version__
 from .parser import CommandParser, UsageError
 
@@ -161,7 +162,7 @@ def _drop_output() -> None:
 
 
 def _say(text: str) -> None:
-    print(f"d2vpr: {text}", file=sys.stderr)
+    print(f"d2vpr: {printable(text)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import math
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..messages import printable
 from .parser import UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +28,17 @@ def whole_number(least: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def finite_number(text: str) -> float:
+    """A type for options that take any number but NaN and infinity."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} must be a finite number")
+    return number
 
 
 def positive_number(text: str) -> float:
@@ -150,14 +164,16 @@ def quieten_transformers() -> None:
 
 def note(text: str) -> None:
     """A line for the person who waits: stderr, so that stdout holds the result alone."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def print_json(result: Any) -> None:
     """The result for programs."""
     # Where the terminal can't show a name, its escapes must be those of JSON.
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    print(json.dumps(result, indent=2, ensure_ascii=not unicode))
+    text = json.dumps(result, indent=2, ensure_ascii=not unicode)
+    # JSON leaves these control characters as they are, and a terminal may obey them.
+    print(re.sub(r"[\x7f-\x9f]", lambda hit: f"\\u{ord(hit[0]):04x}", text))
 
 
 def report_skipped(skipped: Sequence[tuple[str, str]]) -> None:

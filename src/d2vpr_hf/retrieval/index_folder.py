@@ -6,8 +6,8 @@ afterwards. One process writes a folder at a time; a reader that meets a save in
 """
 
 import json
-import math
 import re
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,6 +52,8 @@ _PAYLOAD_NAME = re.compile(r"(vectors|places)-[0-9a-f]{16}\.[a-z0-9]{1,16}")
 _UNFINISHED = ".unfinished-"
 _MAX_SETTINGS_BYTES = 1 << 20
 _MOST_ID = 2**62
+# Of a model, by its name or path: as long as a system takes a path.
+_MOST_NAME = 4096
 # Bytes that a place may take in memory, by its path for the most part: what says more isn't a table of places.
 _MOST_BYTES_A_PLACE = 1 << 16
 _READS = 20
@@ -239,8 +241,8 @@ def read_settings(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} holds a JSON {type(settings).__name__}, but must hold an object. {_REBUILD}")
     if settings.get("version") not in (1, FORMAT_VERSION):
         raise ValueError(
-            f"{path} has version {settings.get('version')!r}, but this version of d2vpr_hf reads the versions 1 to "
-            f"{FORMAT_VERSION}. Update d2vpr_hf, or build the index again with `d2vpr index`."
+            f"{path} has version {repr(settings.get('version'))[:80]}, but this version of d2vpr_hf reads the versions "
+            f"1 to {FORMAT_VERSION}. Update d2vpr_hf, or build the index again with `d2vpr index`."
         )
     if settings["version"] == 1:
         settings = _NEW_SETTINGS | settings
@@ -259,7 +261,8 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_score(value: Any) -> bool:
-    return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value))
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (number and abs(value) <= sys.float_info.max)  # false for NaN, and for 10**400
 
 
 def _is_text(form: str) -> Callable[[Any], bool]:
@@ -276,13 +279,13 @@ _PAYLOAD = {
     "sha256": ("64 hexadecimal digits", _is_text("[0-9a-f]{64}")),
 }
 _SETTINGS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "model_name": _TEXT,
+    "model_name": (f"a text of 1 to {_MOST_NAME} characters", _is_text(f".{{1,{_MOST_NAME}}}")),
     "weight_hash": _TEXT,
     "store": _TEXT,
     "dim": ("an integer of at least 1", lambda value: _is_count(value) and value >= 1),
     "count": _COUNT,
     "next_id": _COUNT,
-    "threshold": ("a number or null", _is_score),
+    "threshold": ("a finite number or null", _is_score),
     "threshold_rule": _TEXT,
     "processor": ("an object or null", lambda value: value is None or isinstance(value, dict)),
     "dtype": ("a text or null", lambda value: value is None or isinstance(value, str)),
