@@ -13,8 +13,6 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from .messages import first_few
-
 TEMPORARY_SUFFIX = ".tmp"
 LOCK_FILE = ".lock"
 
@@ -161,15 +159,13 @@ def refuse_strangers(folder: Path, own: set[str], *, unless: str, purpose: str) 
         unless: the file that shows that the folder is one of ours, whatever else it holds.
         purpose: what is to be written, as an error calls it.
 
-    Raises: ValueError naming what is there.
+    Raises: ValueError naming the first of what is there.
     """
     if not folder.is_dir() or (folder / unless).is_file():
         return
     names = {each.name for each in folder.iterdir() if not each.name.endswith(TEMPORARY_SUFFIX)}
     if others := sorted(names - own - {LOCK_FILE}):
-        raise ValueError(
-            f"{folder} holds {first_few(others)} and no {purpose}. Name a new or empty folder for the {purpose}."
-        )
+        raise ValueError(f"{folder} holds {others[0]} and no {purpose}. Name a new or empty folder for the {purpose}.")
 
 
 def sync(path: Path) -> None:
