@@ -11,7 +11,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 from ..files import replacing_folder
 from ..messages import first_few
 
-OUR_MODELS = ("d2vpr", "cricavpr")
+# {model_type: the class that a configuration of it names}
+OUR_MODELS = {"d2vpr": "D2VprModel", "cricavpr": "CricaVprModel"}
 DEFAULT_PRETRAINED = "d2vpr-base"
 _PRETRAINED = Path(__file__).with_name("pretrained")
 
@@ -180,6 +181,13 @@ def _checked_place(name: str) -> str:
                 f"{config} holds a JSON {type(settings).__name__}, but must hold an object. Restore the file, or name "
                 "another checkpoint."
             )
+        architectures, model_type = settings.get("architectures"), settings.get("model_type")
+        for ours, architecture in OUR_MODELS.items():
+            if architectures == [architecture] and model_type != ours and str(model_type) in OUR_MODELS:
+                raise ValueError(
+                    f"{config} says model_type {model_type!r}, but its architecture is {architecture}, which goes with "
+                    f"{ours!r}. Restore the file, or name another checkpoint."
+                )
         return name
     if folder.exists():
         hint = f" `d2vpr convert {name} out/` makes a folder of it." if folder.suffix in (".pth", ".pt") else ""

@@ -23,6 +23,8 @@ BACKBONE_LIMITS = {
     "image_size": 4096,
     "mlp_ratio": 16,
 }
+# Of the position table: 256 MiB of them. The largest DINOv2 has 2 million.
+MOST_POSITION_NUMBERS = 2**26
 MOST_AGGREGATOR_DIM, MOST_PCA_IMAGES = 16_384, 10_000_000
 # Global, 4 medium, 9 small regions.
 REGIONS = 14
@@ -98,6 +100,13 @@ class AdaptedDinov2Config(PreTrainedConfig):
             value = getattr(backbone, name, None)
             if type(value) is not int or not 1 <= value <= most:
                 raise ValueError(f"backbone_config.{name} is {value!r}, but must be an integer from 1 to {most:,}.")
+        numbers = (backbone.image_size // backbone.patch_size) ** 2 * backbone.hidden_size
+        if not 0 < numbers <= MOST_POSITION_NUMBERS:
+            raise ValueError(
+                f"backbone_config has image_size {backbone.image_size}, patch_size {backbone.patch_size} and "
+                f"hidden_size {backbone.hidden_size}, so its position table has {numbers:,} numbers, but must have 1 to"
+                f" {MOST_POSITION_NUMBERS:,}. The published image_size is 518, and patch_size 14."
+            )
         if backbone.num_channels != 3 or backbone.hidden_size % backbone.num_attention_heads:
             raise ValueError(
                 f"backbone_config has {backbone.num_channels} channels and {backbone.hidden_size} numbers for "

@@ -1,6 +1,6 @@
 """Photos in, pixel values out: what stands between a file's pixels and the model."""
 
-import math
+from numbers import Real
 
 import numpy as np
 import torch
@@ -35,6 +35,8 @@ TURNS = {
 }
 STRIP_PIXELS = 2**22
 SAMPLED_PIXELS = 2**20
+# Of means, standard deviations and the factor of rescaling; no standard deviation is below its reciprocal.
+LARGEST_STATISTIC = 1e6
 INTEGER_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 TORCH_RESAMPLING = {
     PILImageResampling.NEAREST: "nearest-exact",
@@ -151,7 +153,15 @@ class D2VprImageProcessor(PilBackend):
     image_std = IMAGENET_DEFAULT_STD
 
     def _set_attributes(self, **kwargs) -> None:
+        if shadowed := [name for name in kwargs if callable(getattr(type(self), name, None))]:
+            raise ValueError(
+                f"preprocessor_config.json sets {', '.join(shadowed)}, which is the name of a method of the processor. "
+                "Take it out."
+            )
         super()._set_attributes(**kwargs)
+        for name in ("do_convert_rgb", "do_resize", "do_rescale", "do_normalize"):
+            if type(value := getattr(self, name)) is not bool:
+                raise ValueError(f"{name} is {value!r}, but must be true or false.")
         self._check_size(self.size)
         for name in ("image_mean", "image_std"):
             self._check_statistics(name, getattr(self, name))
@@ -198,11 +208,14 @@ class D2VprImageProcessor(PilBackend):
 
     @staticmethod
     def _check_statistics(name: str, values: object) -> None:
-        found = np.asarray(values if isinstance(values, (int, float, list, tuple)) else math.nan, np.float64).ravel()
-        if len(found) not in (1, 3) or not np.isfinite(found).all() or (name == "image_std" and (found == 0).any()):
+        found = values if isinstance(values, (list, tuple)) else [values]
+        smallest = 1 / LARGEST_STATISTIC if name == "image_std" else 0
+        if len(found) not in (1, 3) or not all(
+            isinstance(value, Real) and smallest <= abs(value) <= LARGEST_STATISTIC for value in found
+        ):
             raise ValueError(
-                f"{name} is {values!r}, but photos are RGB: give three numbers, or one for all, none of them NaN and "
-                "no standard deviation 0."
+                f"{name} is {values!r}, but photos are RGB: give three numbers, or one for all, none of them NaN or "
+                f"beyond {LARGEST_STATISTIC:,.0f}, and no standard deviation 0 or below {1 / LARGEST_STATISTIC:.6f}."
             )
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list[ImageInput]:
