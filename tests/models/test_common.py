@@ -124,7 +124,7 @@ def test_gradient_checkpointing_trains_the_same_model(kind, images, backbone_onl
 
 def test_two_backwards_over_one_checkpointed_forward(kind, images):
     model = model_of(kind).train()
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     loss = model(images).pooler_output.square().sum()
     parameters = [each for each in model.parameters() if each.requires_grad]
     first = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
@@ -137,22 +137,22 @@ def test_two_backwards_over_one_checkpointed_forward(kind, images):
 def test_gradient_checkpointing_that_counts_twice_is_refused(kind, images):
     model = model_of(kind).train()
     with pytest.raises(ValueError, match=r"counts each batch twice.*Give use_reentrant=False"):
-        model.activation_checkpointing_enable({"use_reentrant": True})
-    assert not model.is_activation_checkpointing
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    assert not model.is_gradient_checkpointing
     passes = []
 
     def contexts():
         passes.append(torch.utils.checkpoint.noop_context_fn())
         return passes[-1]
 
-    model.activation_checkpointing_enable({"context_fn": contexts})
+    model.gradient_checkpointing_enable({"context_fn": contexts})
     model = copy.deepcopy(model)
     model(images).pooler_output.sum().backward()
     assert len(passes) == model.config.backbone_config.num_hidden_layers
     tracked = [tensor for name, tensor in model.named_buffers() if name.endswith("num_batches_tracked")]
     assert {int(tensor) for tensor in tracked} == {1}
-    model.activation_checkpointing_disable()
-    assert not model.is_activation_checkpointing
+    model.gradient_checkpointing_disable()
+    assert not model.is_gradient_checkpointing
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

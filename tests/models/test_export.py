@@ -3,6 +3,7 @@
 import pytest
 import torch
 from made_models import model_of
+from packaging.version import Version
 from torch.export import Dim, export
 
 from d2vpr_hf.models.d2vpr.backbone_d2vpr import cubic_taps
@@ -14,6 +15,9 @@ SIZES = [(2, 56, 56), (1, 84, 98), (3, 56, 140), (1, 154, 42)]
 pytestmark = pytest.mark.filterwarnings("ignore:The cross-image encoder is on")
 
 
+@pytest.mark.skipif(
+    Version(torch.__version__) < Version("2.13"), reason="torch 2.6 fails in exporting, and none between was tried"
+)
 @pytest.mark.parametrize(("kind", "strict"), [("plain", True), ("teacher", False), ("encoder", False)])
 def test_an_exported_model_takes_any_batch(kind, strict):
     model, images = model_of(kind), torch.randn(3, 3, 56, 84)

@@ -145,7 +145,7 @@ def to_svg(figure: Figure, label: str) -> str:
     with mpl.rc_context(_SVG):
         figure.savefig(content, format="svg", metadata=_NO_METADATA)
     svg = content.getvalue()
-    svg = re.sub(r'<a xlink:href="([^"]*)" target="_blank">', r"<g><title>\1</title>", svg).replace("</a>", "</g>")
+    svg = re.sub(r'<a xlink:href="([^"]*)"[^>]*>', r"<g><title>\1</title>", svg).replace("</a>", "</g>")
     for name, (light, _) in PALETTE.items():
         svg = svg.replace(light, f"var(--{name}, {light})")
     light, dark = (" ".join(f"--{name}: {each[mode]};" for name, each in PALETTE.items()) for mode in (0, 1))
