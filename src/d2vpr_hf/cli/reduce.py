@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("give --dim N, or --preset published, which says itself how many.")
     if options.preset and own:
         raise UsageError(f"--preset {options.preset} says itself what --{next(iter(own))} is. Leave one of them out.")
+    from ..messages import percent
     from ..retrieval.pca import PUBLISHED_PCA, PcaSettings, reduce_checkpoint
 
     embedder = open_embedder(options.model, **embedding_settings(options))
@@ -80,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json({"folder": options.out, "descriptor_dim": pca.dim, **about})
         return 0
-    print(f"{options.out}: {pca.dim} numbers a descriptor, which keep {100 * pca.variance_kept:.1f} % of the variance")
+    print(f"{options.out}: {pca.dim} numbers a descriptor, which keep {percent(pca.variance_kept)} of the variance")
     print(f"fitted on {pca.images} photos of {pca.source.name} (seed {pca.seed}, files {about['files_sha256'][:8]})")
     print("descriptors have length 1" if pca.renormalise else "not renormalised: descriptors are ranked by distance")
     return 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import path_to_text
+from ..files import path_to_text, replace_file
 from ..messages import first_few
 from .layouts.base import Layout, Reading, Split
 from .records import ProtocolRecord, find_record
@@ -167,9 +167,7 @@ def write_predictions(
         " ".join([Path(query).stem, *(keys[row] for row in rows if row >= 0)])
         for query, rows in zip(query_names, ranking.tolist(), strict=True)
     )
-    path = Path(path)
-    path.write_text("".join(f"{line}\n" for line in lines))
-    return path
+    return replace_file(path, "".join(f"{line}\n" for line in lines))
 
 
 def _check_present(split: Split, record: ProtocolRecord, folder: Path) -> None:

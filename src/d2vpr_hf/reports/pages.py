@@ -16,6 +16,7 @@ from PIL import Image
 
 from ..evaluation.table import Table
 from ..files import replace_file, text_to_path
+from ..messages import percent
 from ..photos.images import UnreadableImage
 from ..photos.positions import distances_m
 from .pictures import PALETTE, Match, Photo, format_degrees, shorten, thumbnail
@@ -105,7 +106,7 @@ def evaluation_page(evaluation: "Evaluation") -> str:
     rows = [
         [
             f"recall@{k}",
-            f"{100 * share:.1f} %",
+            percent(share),
             "{:.1f} to {:.1f} %".format(*(100 * end for end in evaluation.intervals[k])),
         ]
         for k, share in evaluation.recall.items()
