@@ -16,7 +16,8 @@ from PIL import Image
 
 from d2vpr_hf.cli import main as cli
 from d2vpr_hf.cli.main import main
-from d2vpr_hf.models.checkpoint import save_checkpoint
+from d2vpr_hf.cli.options import DEFAULT_MODEL
+from d2vpr_hf.models.checkpoint import DEFAULT_PRETRAINED, save_checkpoint
 from d2vpr_hf.photos.positions import Positions
 from d2vpr_hf.retrieval.embedder import Descriptors
 
@@ -134,12 +135,19 @@ def test_wrong_usage_says_what_is_meant(arguments, suggestion, capsys):
 
 def test_a_missing_model_names_the_demo_and_the_option(tmp_path, photos, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    message = fails(capsys, "index", str(photos), "places")
+    message = fails(capsys, "index", str(photos), "places", "--model", "d2vpr")
     assert "'d2vpr'" in message
     assert "d2vpr demo" in message
     assert "--model" in message
     assert "d2vpr-small" in message
     assert not Path("places").exists()
+
+
+def test_the_model_is_the_packages_own_unless_told_otherwise(tmp_path, photos, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert DEFAULT_MODEL == DEFAULT_PRETRAINED
+    assert run_json(capsys, "index", str(photos), "places")["places"] == len(list(photos.iterdir()))
+    assert json.loads(Path("places/index.json").read_text())["model_name"] == DEFAULT_PRETRAINED
 
 
 def test_a_checkpoint_of_the_package_goes_by_its_name(tmp_path, photos, monkeypatch, capsys):

@@ -15,7 +15,7 @@ from .parser import UsageError
 if TYPE_CHECKING:
     from ..retrieval.embedder import Embedder
 
-DEFAULT_MODEL = "d2vpr"
+DEFAULT_MODEL = "d2vpr-base"
 _SKIPPED_SHOWN = 10
 
 
@@ -96,7 +96,7 @@ def add_model_options(
         "--model",
         metavar="M",
         default=default,
-        help="a checkpoint folder, a name on the Hugging Face Hub, or one of the package's, d2vpr-base and d2vpr-small "
+        help="a checkpoint folder, a name on the Hugging Face Hub, or one of the package's, d2vpr-base or d2vpr-small "
         f"(default: {default_words or default})",
     )
     if dim_words is not None:
