@@ -63,6 +63,8 @@ def test_what_a_run_writes_down_makes_the_same_run():
         (FINETUNE | {"epochs": 1.5}, "epochs is 1.5, but expects an integer"),
         (FINETUNE | {"learning_rate": "fast"}, "learning_rate is 'fast', but expects a number"),
         (FINETUNE | {"learning_rate": "nan"}, "expects a number"),
+        (FINETUNE | {"layer_rate_decay": 0}, "layer_rate_decay is 0.0, but must be above 0 and at most 1"),
+        (FINETUNE | {"layer_rate_decay": 1.5}, "at most 1"),
         (FINETUNE | {"optimizer": "sgd"}, "adamw or adam"),
         (FINETUNE | {"mixed_precision": "fp8"}, "no, fp16 or bf16"),
         (FINETUNE | {"resume": "maybe"}, "true or false"),

@@ -8,7 +8,8 @@ from made_training import arguments, student, teacher
 from torch import nn
 
 from d2vpr_hf import D2VprConfig, D2VprModel
-from d2vpr_hf.training.schedule import Schedule, freeze, set_training
+from d2vpr_hf.training.schedule import Schedule, freeze, make_optimizer, set_learning_rate, set_training
+from d2vpr_hf.training.stages import Student
 
 
 def schedule(batches: int, **keys) -> Schedule:
@@ -43,6 +44,35 @@ def test_steps_are_counted_in_accumulated_batches():
 def test_a_constant_rate_stays():
     found = schedule(10, schedule="constant", warmup_epochs=0, learning_rate=0.5)
     assert {found.learning_rate(step) for step in range(20)} == {0.5}
+
+
+def rates(optimizer: torch.optim.Optimizer, trainee: Student) -> dict[str, float]:
+    names = {parameter: name for name, parameter in trainee.named_parameters()}
+    return {names[each]: group["lr"] for group in optimizer.param_groups for each in group["params"]}
+
+
+def test_the_rate_drops_by_layer():
+    """Block b of 4 has rate * 0.5^(4 - b), the embeddings that of block 0, and what stands behind them all of it."""
+    trainee = Student(student(), 96, needs_tokens=False)
+    freeze(trainee.model, trainable_blocks=-1, trainable_modules=None)
+    optimizer = make_optimizer(arguments("town", "out", layer_rate_decay=0.5, learning_rate=1e-3), trainee)
+    for rate in (1e-3, 4e-4):
+        set_learning_rate(optimizer, rate)
+        found = rates(optimizer, trainee)
+        assert found.keys() == {name for name, each in trainee.named_parameters() if each.requires_grad}
+        shares = {"model.backbone.embeddings.": 1 / 16}
+        shares |= {f"model.backbone.encoder.layer.{b}.": 0.5 ** (3 - b) for b in range(4)}
+        for name, value in found.items():
+            share = next((share for start, share in shares.items() if name.startswith(start)), 1.0)
+            assert value == pytest.approx(rate * share), name
+
+
+def test_without_a_drop_all_parameters_are_one_group_in_their_order():
+    trainee = Student(student(), 96, needs_tokens=False)
+    freeze(trainee.model, trainable_blocks=2, trainable_modules=None)
+    (group,) = make_optimizer(arguments("town", "out"), trainee).param_groups
+    expected = [each for each in trainee.parameters() if each.requires_grad]
+    assert all(found is each for found, each in zip(group["params"], expected, strict=True))
 
 
 def trained(model: nn.Module) -> set[str]:

@@ -226,6 +226,25 @@ def test_accumulated_batches_make_one_step(training_town, tmp_path):
     assert {record["epoch"] for record in RunFolder(tmp_path / "run").records()} == {1.0, 2.0}
 
 
+def test_a_rate_that_drops_by_layer_is_kept_when_a_run_goes_on(training_town, tmp_path):
+    keys = {"layer_rate_decay": 0.5, "trainable_blocks": -1, "save_every": 1, "keep_states": 9}
+    unbroken = train(arguments(training_town, tmp_path / "run", **keys))
+    stage = json.loads((unbroken.checkpoint / "training.json").read_text())["stages"][-1]
+    assert stage["arguments"]["layer_rate_decay"] == 0.5
+    plain = train(arguments(training_town, tmp_path / "plain", **keys | {"layer_rate_decay": 1.0}))
+    expected, folder = weights(unbroken.checkpoint), RunFolder(tmp_path / "run")
+    assert any(not torch.equal(tensor, expected[name]) for name, tensor in weights(plain.checkpoint).items())
+
+    shutil.rmtree(folder.checkpoint)
+    for state in folder.states()[2:]:
+        shutil.rmtree(state)
+    with pytest.raises(ValueError, match=r"layer_rate_decay is 1\.0, but the run in"):
+        train(arguments(training_town, tmp_path / "run", **keys | {"layer_rate_decay": 1.0}, resume=True))
+    resumed = train(arguments(training_town, tmp_path / "run", **keys, resume=True))
+    for name, tensor in weights(resumed.checkpoint).items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=1e-7)
+
+
 def test_what_costs_less_memory_gives_the_same(training_town, tmp_path):
     """Gradient checkpointing: the same losses, and the same running statistics of BatchNorm."""
     common = {"trainable_blocks": -1, "epochs": 1, "model_config": {**STUDENT, "dropout": 0.0}}

@@ -129,6 +129,12 @@ class TrainingArguments:
 
     optimizer: Literal["adamw", "adam"] = key("adamw", "the optimiser", OPTIMISER)
     learning_rate: float = key(1e-4, "at the end of the warm-up", OPTIMISER)
+    layer_rate_decay: float = key(
+        1.0,
+        "drop of the learning rate by layer: each block has this share of the next one's, and the embeddings of the "
+        "first's, so that what is pretrained changes less the nearer it is to the photo",
+        OPTIMISER,
+    )
     weight_decay: float = key(1e-2, "of AdamW; of Adam it is an L2 penalty", OPTIMISER)
     schedule: Literal["cosine", "constant"] = key("cosine", "cosine falls to a hundredth", OPTIMISER)
     warmup_epochs: float = key(0.5, "epochs in which the learning rate rises from 0; parts of one count", OPTIMISER)
@@ -221,6 +227,8 @@ class TrainingArguments:
             self._settle_nested_dims()
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate is {self.learning_rate}, but must be above 0.")
+        if not 0 < self.layer_rate_decay <= 1:
+            raise ValueError(f"layer_rate_decay is {self.layer_rate_decay}, but must be above 0 and at most 1.")
         if self.augmentation_magnitude not in range(31):
             raise ValueError(f"augmentation_magnitude is {self.augmentation_magnitude}, but must be 0 to 30.")
         for name in ("image_size", "teacher_image_size"):

@@ -12,6 +12,8 @@ from .arguments import TrainingArguments
 
 # Of the modules behind the blocks, those that a loss can't reach in any stage.
 UNREACHED = ("mask_token",)
+# Of a group of the optimiser: what it has of the learning rate. States keep it.
+RATE_SHARE = "rate_share"
 
 
 def model_parts(model: nn.Module) -> tuple[nn.Module, list[nn.Module], dict[str, nn.Module]]:
@@ -73,15 +75,43 @@ def set_training(model: nn.Module, frozen: Sequence[nn.Module], *, frozen_batchn
 
 
 def make_optimizer(arguments: TrainingArguments, student: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of all that is trained.
+    """The optimiser of all that is trained, with a group for each share of the learning rate.
+
+    Args:
+        student: the model that is trained, as `model`, and what is trained with it.
 
     Raises: ValueError if nothing is.
     """
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if not trained:
+    shares = layer_shares(student.model, arguments.layer_rate_decay)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in student.parameters():
+        if parameter.requires_grad:
+            groups.setdefault(shares.get(parameter, 1.0), []).append(parameter)
+    if not groups:
         raise ValueError("Nothing is left to train. Raise trainable_blocks, or name trainable_modules.")
     kind = torch.optim.AdamW if arguments.optimizer == "adamw" else torch.optim.Adam
-    return kind(trained, lr=arguments.learning_rate, weight_decay=arguments.weight_decay)
+    parts = [{"params": members, RATE_SHARE: share} for share, members in groups.items()]
+    optimizer = kind(parts, lr=arguments.learning_rate, weight_decay=arguments.weight_decay)
+    set_learning_rate(optimizer, arguments.learning_rate)
+    return optimizer
+
+
+def layer_shares(model: nn.Module, decay: float) -> dict[nn.Parameter, float]:
+    """Each parameter's share of the learning rate: decay^(n - b) in block b of n, the embeddings as block 0."""
+    embeddings, blocks, _ = model_parts(model)
+    layers = [embeddings, *blocks]
+    return {
+        parameter: decay ** (len(blocks) - number)
+        for number, layer in enumerate(layers)
+        for parameter in layer.parameters()
+    }
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The rate of the next step, of which each group has its share."""
+    for group in optimizer.param_groups:
+        # A state of version 0.1 brings a group back that has none.
+        group["lr"] = rate * group.get(RATE_SHARE, 1.0)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from .parts import (
     save_trainee,
 )
 from .run import Progress, RunFolder, drafted, draw_plots
-from .schedule import Schedule, make_optimizer, set_training
+from .schedule import Schedule, make_optimizer, set_learning_rate, set_training
 from .stages import Stage, make_stage
 from .targets import Targets, Whitening, fit_whitening
 from .teachers import Teacher, TeacherNetwork
@@ -123,8 +123,7 @@ class TrainingLoop:
     def step(self, batches: Iterable[TrainingBatch]) -> dict[str, float]:
         """One step of the optimiser; returns the figures of its batches, averaged over batches and processes."""
         accelerator, optimizer = self.accelerator, self.optimizer
-        for group in optimizer.param_groups:
-            group["lr"] = self.schedule.learning_rate(self.progress.step)
+        set_learning_rate(optimizer, self.schedule.learning_rate(self.progress.step))
         made = []
         for batch in batches:
             for path, reason in batch.replaced:
