@@ -133,6 +133,20 @@ def test_wrong_usage_says_what_is_meant(arguments, suggestion, capsys):
     assert suggestion in fails(capsys, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("locate", "", "--index", "places"), "PHOTO"),
+        (("index", "photos", ""), "PLACES"),
+        (("index", "photos", "places", "--model", ""), "--model"),
+    ],
+)
+def test_an_empty_text_is_no_path(arguments, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert f"argument {named}: an empty text" in fails(capsys, *arguments)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_missing_model_names_the_demo_and_the_option(tmp_path, photos, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     message = fails(capsys, "index", str(photos), "places", "--model", "d2vpr")

@@ -31,6 +31,12 @@ class CommandParser(argparse.ArgumentParser):
             parser.error(f"unknown option {unknown[0]}.{did_you_mean(unknown[0].split('=')[0], known)}")
         return parsed
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
+        # As a path it would be the current folder. A command's arguments are looked at by the command's own parser.
+        if "" in arg_strings and action.nargs != argparse.PARSER:
+            raise argparse.ArgumentError(action, "an empty text was given. Is a variable of the shell unset?")
+        return super()._get_values(action, arg_strings)
+
     def _check_value(self, action: argparse.Action, value: object) -> None:
         if action.choices is not None and value not in action.choices:
             known = [str(choice) for choice in action.choices]
