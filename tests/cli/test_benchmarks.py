@@ -157,3 +157,22 @@ def test_reduce_makes_a_checkpoint_with_shorter_descriptors(checkpoint, benchmar
     # The photos that the PCA saw are no test.
     assert main(["evaluate", "folders", str(benchmark), "--model", str(out)]) == 2
     assert "PCA" in capsys.readouterr().err
+
+
+def test_reduce_whitens(checkpoint, benchmark, tmp_path, capsys):
+    arguments = ["reduce", str(benchmark / "database"), "--model", str(checkpoint), "--dim", "3", "--renormalise"]
+    for wrong in ("nan", "-1", "2", "half", "inf"):
+        assert main([*arguments, str(tmp_path / "wrong"), f"--whitening={wrong}"]) == 2
+        assert f"{wrong} must be a number from 0 to 1" in capsys.readouterr().err
+    assert not (tmp_path / "wrong").exists()
+    assert main([*arguments, str(tmp_path / "half"), "--whitening", "0.5"]) == 0
+    assert "whitened: each number is divided by its variance to the power 0.5/2" in capsys.readouterr().out
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["pca_source"]["whitening"] == 0.5
+    # 0 is what there is without the option, to the bit.
+    assert main([*arguments, str(tmp_path / "none"), "--whitening", "0"]) == 0
+    assert main([*arguments, str(tmp_path / "plain")]) == 0
+    assert "whitened:" not in capsys.readouterr().out
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "none" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes()
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("half", "plain")]
+    assert weights[0] != weights[1]

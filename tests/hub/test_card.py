@@ -193,7 +193,10 @@ def test_a_pca_names_its_source_in_text_and_head():
     made = section(card, "How it was made")
     assert "a PCA to 512 numbers, not brought to length 1 again" in made
     assert "16,384 photos of pitts30k/images/train (seed 7) and keeps 91.2 % of the variance" in made
+    assert "hitening" not in made
     assert "are compared by their distance" in card.text
+    whitened = section(card_of(D2VprConfig(descriptor_dim=512, pca_source=PCA | {"whitening": 0.5})), "How it was made")
+    assert "Its whitening is 0.5: each number was divided by its variance to the power whitening/2." in whitened
     (result,) = card.data.to_dict()["model-index"][0]["results"]
     assert "PCA to 512 numbers, fitted on 16384 photos of pitts30k/images/train" in result["metrics"][0]["config"]
     unknown = card_of(D2VprConfig(descriptor_dim=512, pca_source=PCA | {"files_sha256": None, "renormalise": True}))

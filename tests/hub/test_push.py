@@ -156,11 +156,12 @@ def test_a_pca_travels_with_what_it_was_fitted_on(hub, tiny_model, tiny_processo
     vectors = rng.standard_normal((40, 672)).astype(np.float32)
     from d2vpr_hf.retrieval.pca import PcaSource
 
-    attach_pca(tiny_model, fit_pca(vectors, 8, source=PcaSource("pitts30k/images/train"), renormalise=False))
+    attach_pca(tiny_model, fit_pca(vectors, 8, source=PcaSource("pitts30k/images/train"), whitening=0.5))
     push_model(tiny_model, tiny_processor, "me/d2vpr-8")
     files = hub.repositories["me/d2vpr-8"]
     assert json.loads(files["config.json"])["pca_source"]["name"] == "pitts30k/images/train"
     assert json.loads(files["config_sentence_transformers.json"])["similarity_fn_name"] == "euclidean"
+    assert json.loads(files["config.json"])["pca_source"]["whitening"] == 0.5
     assert "a PCA to 8 numbers" in files["README.md"].decode()
     (tmp_path / "model").mkdir()
     for name in ("config.json", "model.safetensors"):

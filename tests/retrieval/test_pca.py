@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 
@@ -112,14 +113,91 @@ def test_renormalised_vectors_are_of_unit_length_and_else_the_same():
 def test_whitening_evens_out_how_much_directions_vary(whitening):
     vectors = made_descriptors(100, 48)
     plain, whitened = (fit_pca(vectors, 6, source="made", whitening=power) for power in (0.0, whitening))
-    deviations = plain.apply(vectors).std(axis=0)
+    deviations = plain.apply(vectors).std(axis=0, ddof=1)
     assert deviations[0] > 1.2 * deviations[-1]
-    found = whitened.apply(vectors).std(axis=0)
-    np.testing.assert_allclose(found, deviations[0] * (deviations / deviations[0]) ** (1 - whitening), rtol=1e-4)
+    found = whitened.apply(vectors).std(axis=0, ddof=1)
+    np.testing.assert_allclose(found, deviations ** (1 - whitening), rtol=1e-4)
     assert (whitened.whitening, whitened.to_config()["whitening"]) == (whitening, whitening)
     np.testing.assert_array_equal(whitened.variance, plain.variance)
-    with pytest.raises(ValueError, match=r"whitening is 1\.5"):
-        fit_pca(vectors, 6, source="made", whitening=1.5)
+
+
+@pytest.mark.parametrize("shape", [(300, 96), (60, 96)])
+@pytest.mark.parametrize("whitening", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("renormalise", [False, True])
+def test_whitened_equals_the_definition(shape, whitening, renormalise):
+    vectors = made_descriptors(*shape)
+    pca = fit_pca(vectors, 24, source="made", whitening=whitening, renormalise=renormalise)
+    mean, components, variance = by_svd(vectors, 24)
+    components = components * np.sign((pca.components * components).sum(axis=1))[:, None]
+    expected = (vectors - mean) @ components.T / variance ** (whitening / 2)
+    if renormalise:
+        expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(pca.apply(vectors), expected, rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("shape", [TALL, WIDE])
+def test_fully_whitened_equals_scikit_learn(shape):
+    decomposition = pytest.importorskip("sklearn.decomposition", reason="scikit-learn isn't installed")
+    vectors = made_descriptors(*shape)
+    theirs = decomposition.PCA(64, svd_solver="full", whiten=True).fit(vectors.astype(np.float64))
+    pca = fit_pca(vectors, 64, source="made", whitening=1.0)
+    signs = np.sign((pca.components * theirs.components_).sum(axis=1))
+    np.testing.assert_allclose(pca.apply(vectors), signs * theirs.transform(vectors.astype(np.float64)), atol=1e-4)
+
+
+def test_no_whitening_is_a_plain_pca_to_the_bit():
+    vectors = made_descriptors(100, 48)
+    plain = fit_pca(vectors, 6, source="made")
+    for zero in (0, 0.0, np.float32(0)):
+        found = fit_pca(vectors, 6, source="made", whitening=zero)
+        assert found.components.tobytes() == plain.components.tobytes()
+        assert found.to_config() == plain.to_config()
+        assert type(found.whitening) is float
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), -1, 2, 1.5, float("inf"), "half", "0.5", None, True, [0.5]])
+def test_a_wrong_whitening_is_refused_before_anything_is_embedded(wrong, tmp_path, photos, options, monkeypatch):
+    complaint = re.escape(f"whitening is {wrong!r}, but must be a number from 0 (a plain PCA) to 1")
+    with pytest.raises(ValueError, match=complaint):
+        fit_pca(made_descriptors(100, 48), 6, source="made", whitening=wrong)
+    monkeypatch.setattr(Embedder, "embed", None)
+    with pytest.raises(ValueError, match=complaint):
+        reduced(photos, tmp_path / "short", options, settings=PcaSettings(dim=6, whitening=wrong))
+
+
+@pytest.mark.parametrize("share", [1e-7, 0.0])
+def test_directions_of_next_to_no_variance_are_not_blown_up(share):
+    vectors = made_descriptors(100, 48).astype(np.float64)
+    mean, components, variance = by_svd(vectors, 48)
+    # The last 8 directions have `share` of the first one's deviation: below 1e-6 it is rounding.
+    placed = (vectors - mean) @ components.T / np.sqrt(variance)
+    deviations = np.r_[np.full(40, 1.0), np.full(8, share)]
+    vectors = placed * deviations @ components + mean
+    with pytest.raises(ValueError, match="vary in 40 directions alone"):
+        fit_pca(vectors, 44, source="made", whitening=1.0)
+    pca = fit_pca(vectors, 40, source="made", whitening=1.0)
+    np.testing.assert_allclose(np.abs(pca.apply(vectors)).max(), np.abs(placed[:, :40]).max(), rtol=0.5)
+
+
+@pytest.mark.parametrize("renormalise", [True, False])
+def test_a_whitened_checkpoint_is_loaded_to_the_bit(tmp_path, photos, options, renormalise):
+    settings = PcaSettings(dim=6, renormalise=renormalise, whitening=0.5)
+    pca = reduced(photos, tmp_path / "short", options, settings=settings)
+    loaded = AutoModel.from_pretrained(tmp_path / "short")
+    assert loaded.config.pca_source["whitening"] == 0.5
+    assert loaded.reduction.components.numpy().tobytes() == pca.components.tobytes()
+    loaded.save_pretrained(tmp_path / "again")
+    again = AutoModel.from_pretrained(tmp_path / "again")
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "short")
+    first, second = (embed_images(photos, model=each, processor=processor, progress=False) for each in (loaded, again))
+    assert first.vectors.tobytes() == second.vectors.tobytes()
+    full = embed_images(photos, **options)
+    np.testing.assert_allclose(first.vectors, pca.apply(full.vectors), rtol=1e-4, atol=2e-5)
+    # An old checkpoint doesn't name whitening, and has none.
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    del config["pca_source"]["whitening"]
+    (tmp_path / "again" / "config.json").write_text(json.dumps(config))
+    assert AutoModel.from_pretrained(tmp_path / "again").config.pca_source["whitening"] == 0.0
 
 
 def test_the_seed_draws_the_descriptors():

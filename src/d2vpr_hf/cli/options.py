@@ -52,6 +52,17 @@ def positive_number(text: str) -> float:
     return number
 
 
+def share(text: str) -> float:
+    """A type for options that take a number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a number from 0 to 1")
+    return number
+
+
 def add_json_option(parser: argparse._ActionsContainer, otherwise: str = "as text") -> None:
     """`--json`, for programs that read the result."""
     parser.add_argument("--json", action="store_true", help=f"print the result as JSON (default: {otherwise})")

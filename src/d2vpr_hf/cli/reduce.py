@@ -8,15 +8,15 @@ from .options import (
     add_photos_argument,
     embedding_settings,
     open_embedder,
-    positive_number,
     print_json,
+    share,
     whole_number,
 )
 from .parser import CommandParser, UsageError, add_command
 
 DESCRIPTION = """\
 Makes a checkpoint whose descriptors are shorter, by a PCA fitted on photos, and keeps in it what it was fitted on.
-  d2vpr reduce training_photos d2vpr-512 --model d2vpr --dim 512 --renormalise
+  d2vpr reduce training_photos d2vpr-512 --model d2vpr --dim 512 --renormalise --whitening 0.5
 
 Fit it on photos that nothing is tested on: an evaluation refuses a model whose PCA saw its test photos. --preset
 published is how D2-VPR's published results were made: 4096 numbers, 16,384 photos of pitts30k/images/train, not
@@ -47,9 +47,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     group.add_argument(
         "--whitening",
         metavar="X",
-        type=positive_number,
-        help="how much more directions of little variance count, 0 to 1; 0.5 is recommended, with --renormalise "
-        "(default: 0)",
+        type=share,
+        help="divide each number by its variance to the power X/2, so that directions of little variance count more, "
+        "0 to 1; 0.5 is recommended, with --renormalise (default: 0)",
     )
     add_json_option(group)
     add_model_options(parser, dim_words=None)
@@ -83,5 +83,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     print(f"{options.out}: {pca.dim} numbers a descriptor, which keep {percent(pca.variance_kept)} of the variance")
     print(f"fitted on {pca.images} photos of {pca.source.name} (seed {pca.seed}, files {about['files_sha256'][:8]})")
+    if pca.whitening:
+        print(f"whitened: each number is divided by its variance to the power {pca.whitening:g}/2")
     print("descriptors have length 1" if pca.renormalise else "not renormalised: descriptors are ranked by distance")
     return 0

@@ -6,6 +6,7 @@ import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 # Rows, or columns, that are in memory as float64 at a time.
 _BLOCK = 1024
-# Below this share of the first component's variance a component is rounding.
+# Below this share of the first component's variance a component is rounding, which whitening would blow up.
 _LEAST_VARIANCE = 1e-12
 
 
@@ -119,7 +120,7 @@ class Pca:
         images: number of descriptors it was fitted on.
         seed: that drew them.
         renormalise: whether `apply` gives unit length.
-        whitening: by how much each row was divided: the power, 0 to 1, of its deviation relative to the first's.
+        whitening: each row was divided by variance^(whitening / 2), 0 to 1; 0 is a plain PCA.
         source: the images.
         weight_hash: SHA-256 of the weights that made the descriptors; None for an array.
     """
@@ -195,9 +196,10 @@ def fit_pca(
         images: the most descriptors to fit on; of more, so many are drawn. None takes all.
         seed: draws them.
         renormalise: bring what the PCA gives to unit length.
-        whitening: by how much directions of little variance count more: each number is divided by this power of its
-            deviation. 0 is a plain PCA, 1 makes all directions vary alike; 0.5, with `renormalise`, is recommended
-            for places that nobody has trained on.
+        whitening: by how much directions of little variance count more: each number is divided by
+            variance^(whitening / 2). 0 is a plain PCA, 1 gives each number the variance 1; 0.5, with `renormalise`, is
+            recommended for places that nobody has trained on. A direction with less than 1e-12 of the first one's
+            variance is rounding and refused, so that no number is divided by next to nothing.
 
     Raises: ValueError if `dim` doesn't fit the descriptors or `whitening` is out of range, if a descriptor holds a
         number that isn't finite, if they vary in fewer directions than `dim`, or if a file isn't there any more.
@@ -208,8 +210,7 @@ def fit_pca(
             f"The descriptors have shape {given.shape} and type {given.dtype}, but must be floating numbers (rows, "
             "full dim)."
         )
-    if not 0 <= whitening <= 1:
-        raise ValueError(f"whitening is {whitening}, but must be 0 (a plain PCA) to 1. 0.5 is half of it.")
+    _check_whitening(whitening)
     rows = _drawn(len(given), images, seed)
     _check_dim(dim, len(rows), given.shape[1])
     source = _drawn_source(source, descriptors, rows)
@@ -224,11 +225,12 @@ def fit_pca(
     # Either sign is right; the largest number is made positive, so that every machine gives the same.
     largest = np.abs(components).argmax(axis=1)
     components *= np.sign(components[np.arange(dim), largest])[:, None]
-    components *= ((values / values[0]) ** (-whitening / 2))[:, None]
+    variance = values / (len(rows) - 1)
+    components *= (variance ** (-whitening / 2))[:, None]
     return Pca(
         mean=mean.astype(np.float32),
         components=components.astype(np.float32),
-        variance=(values / (len(rows) - 1)).astype(np.float32),
+        variance=variance.astype(np.float32),
         variance_kept=float(min(values.sum() / total, 1.0)),
         images=len(rows),
         seed=seed,
@@ -304,6 +306,7 @@ def reduce_checkpoint(
     paths = list_images(photos)
     rows = _drawn(len(paths), settings.images, settings.seed)
     # Before the photos are embedded, which may take an hour.
+    _check_whitening(settings.whitening)
     _check_dim(settings.dim, len(rows), model.config.descriptor_dim)
     work = folder.with_name(f"{folder.name}.descriptors")
     descriptors = embedder.embed([paths[row] for row in rows], folder=work, progress=progress)
@@ -397,6 +400,13 @@ def _check_dim(dim: int, rows: int, full_dim: int) -> None:
         raise ValueError(
             f"dim is {dim}, but {rows} photos vary in {max(rows - 1, 0)} directions at most. Give more than {dim} "
             "photos, or a smaller dim."
+        )
+
+
+def _check_whitening(whitening: float) -> None:
+    if not isinstance(whitening, Real) or isinstance(whitening, bool) or not 0 <= whitening <= 1:
+        raise ValueError(
+            f"whitening is {whitening!r}, but must be a number from 0 (a plain PCA) to 1. 0.5 is half of it."
         )
 
 

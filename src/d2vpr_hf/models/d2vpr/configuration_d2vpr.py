@@ -141,7 +141,7 @@ class D2VprConfig(AdaptedDinov2Config):
         pca_source: None, or the model ends in a PCA, and this says what it was fitted on: `name` of the photos, how
             many `images`, `files_sha256` (of the SHA-256 of each file in hex, sorted, one a line; None where the
             photos were no files), `seed` that drew them, whether its output is brought to unit length
-            (`renormalise`), the power of its deviation by which each number was divided (`whitening`, 0 where a
+            (`renormalise`), its `whitening` (each number was divided by variance^(whitening / 2); 0 where a
             checkpoint doesn't say), and the share of the variance it keeps (`variance_kept`).
         head_dim: None, or the model ends in a learned projection to so many numbers, which descriptor_dim then is.
         nested_dims: None, or how many of the head's first numbers were trained to be a descriptor by themselves, such
@@ -269,6 +269,8 @@ class D2VprConfig(AdaptedDinov2Config):
         ]
         if not wrong and not 0 <= self.pca_source["images"] <= MOST_PCA_IMAGES:
             wrong = ["images"]
+        if not wrong and not 0 <= self.pca_source["whitening"] <= 1:
+            wrong = ["whitening"]
         if wrong:
             raise ValueError(
                 f"pca_source has missing, unknown or mistyped entries: {', '.join(wrong)}. It must hold "
