@@ -238,6 +238,13 @@ def test_a_figure_of_the_protocol_that_chose_the_weights_says_so():
         assert card.data.datasets is None
 
 
+def test_each_of_several_teachers_is_named():
+    stage = {"stage": "distill", "teacher": {"name": ["/runs/cricavpr", "facebook/dinov2-base"], "width": [768, 384]}}
+    made = section(card_of(training=read_training({"stages": [stage]})), "How it was made")
+    assert "| teacher.name | cricavpr, facebook/dinov2-base |" in made
+    assert "| teacher.width | 768, 384 |" in made
+
+
 def test_training_is_shown_by_stage():
     made = section(card_of(training=read_training(TRAINING)), "How it was made")
     assert made.count("**Stage") == 2

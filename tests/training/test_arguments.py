@@ -33,6 +33,12 @@ def test_text_becomes_what_a_key_holds():
     assert (found.max_steps, found.beta, found.data, found.patience) == (3, 40.0, ["photos"], None)
 
 
+def test_a_list_of_one_teacher_is_its_name():
+    for given, kept in (("one", "one"), (["one"], "one"), (["one", "two"], ["one", "two"])):
+        assert resolve_arguments(DISTILL | {"teacher": given}).teacher == kept
+    assert resolve_arguments(FINETUNE | {"teacher": []}).teacher is None
+
+
 def test_a_preset_gives_what_the_configuration_leaves_open():
     found = resolve_arguments(FINETUNE | {"preset": "published", "epochs": 5})
     assert (found.epochs, found.places_per_batch, found.warmup_epochs) == (5, 128, 3900)

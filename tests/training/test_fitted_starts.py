@@ -13,6 +13,7 @@ from d2vpr_hf import D2VprConfig, D2VprModel
 from d2vpr_hf.training.fitted_starts import whitening_by_places
 from d2vpr_hf.training.parts import make_images, open_places, open_trainee
 from d2vpr_hf.training.run import RunFolder
+from d2vpr_hf.training.targets import Targets
 from d2vpr_hf.training.trainer import train
 
 WHITENED = {"head_dim": 8, "nested_dims": [8, 4], "head_start": "whitened", "places_per_batch": 12, "epochs": 1}
@@ -138,12 +139,8 @@ def test_a_recovery_module_starts_near_what_its_teacher_says(training_town, tmp_
 def test_a_teacher_can_see_larger_photos(training_town, tmp_path):
     keys = {"teacher_sees": "plain", "teacher_image_size": 84, "teacher": "unused", "distillation_weight": 1.0}
     settings = arguments(training_town, tmp_path, **keys)
-    images = make_images(settings, open_places(settings), open_trainee(settings).processor, targets=NoCache)
+    images = make_images(settings, open_places(settings), open_trainee(settings).processor, targets=Targets([]))
     assert images[0, 0].pixels.shape == (3, 56, 56)
     assert images[0, 0].plain.shape == (3, 84, 84)
     with pytest.raises(ValueError, match="teacher_image_size is 84, but the teacher sees the student's own view"):
         arguments(training_town, tmp_path, **keys | {"teacher_sees": "augmented"})
-
-
-class NoCache:
-    cache = None

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from d2vpr_hf.training.arguments import DistillArguments, FinetuneArguments
 from d2vpr_hf.training.stages import Distill, Finetune, Student
-from d2vpr_hf.training.targets import Targets
+from d2vpr_hf.training.targets import Targets, TeacherTargets
 from d2vpr_hf.training.teachers import PlaceTeacher, Teacher
 
 TESTS = Path(__file__).parents[1]
@@ -122,9 +122,9 @@ def stage_of(kind: str, chunk: int | None, weight: float, model: torch.nn.Module
     wrapped = Student(model, followed.width, needs_tokens=keys.get("token_weight", 0) > 0)
     common = {"data": ["none"], "model": "none", "teacher": "tiny", **keys}
     if kind == "distill":
-        return Distill(DistillArguments(**common), accelerator, wrapped, Targets(followed))
+        return Distill(DistillArguments(**common), accelerator, wrapped, Targets([TeacherTargets(followed)]))
     settings = FinetuneArguments(**common, descriptor_chunk=chunk, distillation_weight=weight)
-    return Finetune(settings, accelerator, wrapped, Targets(followed))
+    return Finetune(settings, accelerator, wrapped, Targets([TeacherTargets(followed)]))
 
 
 def test_chunks_replay_dropout_and_leave_running_statistics_to_the_second_pass():
@@ -167,7 +167,7 @@ def test_distilling_brings_the_student_nearer_to_its_teacher():
         optimizer.step()
         optimizer.zero_grad()
     assert history[-1] < 0.7 * history[0]
-    assert all(each.grad is None for each in stage.following.teacher.teacher.parameters())
+    assert all(each.grad is None for each in stage.following.targets.teachers[0].parameters())
 
 
 def test_keeping_the_teacher_changes_the_gradients():

@@ -2,17 +2,19 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from made_training import TEACHER, arguments, losses, teacher
+from made_training import TEACHER, arguments, losses, student, teacher
 from torch.nn import functional as F
 
 from d2vpr_hf import D2VprModel
+from d2vpr_hf.cli.main import main
 from d2vpr_hf.training.data.batches import TrainingBatch
 from d2vpr_hf.training.parts import make_images, open_places, open_targets, open_trainee
 from d2vpr_hf.training.run import RunFolder
-from d2vpr_hf.training.targets import Whitening
+from d2vpr_hf.training.targets import Whitening, fit_whitening
 from d2vpr_hf.training.trainer import train
 
 DISTILL = {"stage": "distill", "trainable_blocks": -1, "epochs": 1}
@@ -122,13 +124,14 @@ def test_a_teacher_sees_photos_as_they_are_while_the_student_sees_them_augmented
     assert bare.plain_values is None
     assert not torch.equal(seen.pixel_values, bare.pixel_values)
     assert torch.equal(seen.plain_values, bare.pixel_values)
-    expected = targets.teacher.teach(bare.pixel_values).regional_descriptors
+    expected = targets.teachers[0].teach(bare.pixel_values).regional_descriptors
     assert torch.equal(targets.teach_batch(seen, 1).regional_descriptors, expected)
     found = kept.teach_batch(batch_of(kept_images, rows), 1).regional_descriptors
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
     # Known in part: what is missing alone is taught.
     asked = []
-    teach, kept.teacher.teach = kept.teacher.teach, lambda pixels: asked.append(len(pixels)) or teach(pixels)
+    (keeper,) = kept.teachers
+    teach, keeper.teach = keeper.teach, lambda pixels: asked.append(len(pixels)) or teach(pixels)
     more = batch_of(kept_images, [8, 9, 21, 10], seed=6)
     kept.teach_batch(more, 1)
     kept.teach_batch(more, 1)
@@ -139,7 +142,7 @@ def test_a_teacher_sees_photos_as_they_are_while_the_student_sees_them_augmented
     assert later.plain_at == [1, 3]
     assert torch.equal(later.plain_values, batch_of(images, [4, 5]).plain_values)
     assert later.hashes[0] == more.hashes[0]
-    expected = targets.teacher.teach(batch_of(images, [8, 4, 21, 5]).plain_values).regional_descriptors
+    expected = targets.teachers[0].teach(batch_of(images, [8, 4, 21, 5]).plain_values).regional_descriptors
     found = again.teach_batch(later, 1).regional_descriptors
     torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
 
@@ -167,7 +170,7 @@ def test_a_whitened_teacher_is_followed_through_a_projection_and_the_same_after_
     assert whole.steps == 6
     found = losses(RunFolder(tmp_path / "whole").records())
     assert found[-1] < found[0]
-    saved = Whitening.load(RunFolder(tmp_path / "whole").whitening)
+    saved = Whitening.load(RunFolder(tmp_path / "whole").whitening())
     assert saved.mean.shape == (14, 3)
     assert saved.dim == 2
     # What brings the student to the whitened width is no part of the model.
@@ -179,6 +182,91 @@ def test_a_whitened_teacher_is_followed_through_a_projection_and_the_same_after_
     assert losses(RunFolder(tmp_path / "whole").records()) == pytest.approx(found, abs=1e-6)
 
 
+@pytest.fixture(scope="module")
+def taught_by_two(taught_by, tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("teacher") / "other"
+    student().save_pretrained(folder)
+    return [taught_by, str(folder)]
+
+
+def test_a_list_of_one_teacher_is_that_teacher(training_town, tmp_path, taught_by):
+    keys = DISTILL | {"teacher_dtype": "float32"}
+    results = [
+        train(arguments(training_town, tmp_path / name, **keys, teacher=asked))
+        for name, asked in (("name", taught_by), ("list", [taught_by]))
+    ]
+    histories = [losses(RunFolder(tmp_path / name).records()) for name in ("name", "list")]
+    assert histories[0] == histories[1]
+    stages = [json.loads((each.checkpoint / "training.json").read_text())["stages"][0] for each in results]
+    assert stages[0]["teacher"] == stages[1]["teacher"]
+    assert stages[0]["teacher"]["name"] == stages[1]["arguments"]["teacher"] == taught_by
+
+
+@pytest.mark.parametrize("dim", [None, 8])
+def test_targets_of_several_teachers_stand_side_by_side(training_town, tmp_path, taught_by_two, dim):
+    """Each is whitened by itself, or else of unit length, whatever stands beside it."""
+    keys = DISTILL | {"teacher_dtype": "float32", "teacher_whitening": dim}
+    settings = arguments(training_town, tmp_path / "both", **keys, teacher=taught_by_two)
+    places, processor = open_places(settings), open_trainee(settings).processor
+    batch, found = None, {}
+    for name, asked in (("both", taught_by_two), ("first", taught_by_two[0]), ("second", taught_by_two[1])):
+        settings = arguments(training_town, tmp_path / name, **keys, teacher=asked)
+        targets = open_targets(settings, processor, torch.device("cpu"))
+        images = make_images(settings, places, processor, targets)
+        for member in targets.members if dim else ():
+            member.whitening = fit_whitening(member, images, dim, seed=0)
+        batch = batch or TrainingBatch.of([images[row, 5] for row in (3, 8, 21)])
+        found[name] = targets.teach_batch(batch, 1).regional_descriptors
+        assert found[name].shape[-1] == targets.width
+    expected = torch.cat([F.normalize(found[name], dim=-1) for name in ("first", "second")], dim=-1)
+    torch.testing.assert_close(found["both"], expected)
+    assert found["both"].shape[-1] == (16 if dim else 96 + 48)
+
+
+def test_several_teachers_are_cached_named_and_the_same_after_a_stop(training_town, tmp_path, taught_by_two):
+    keys = DISTILL | {"teacher": taught_by_two, "teacher_whitening": 4, "augmentation": "none", "epochs": 2}
+    keys |= {"save_every": 2, "keep_states": 3, "teacher_cache": str(tmp_path / "kept")}
+    whole = train(arguments(training_town, tmp_path / "whole", **keys))
+    folder = RunFolder(tmp_path / "whole")
+    found = losses(folder.records())
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    assert not torch.equal(*(Whitening.load(folder.whitening(number)).projection[:48] for number in (0, 1)))
+    (stage,) = json.loads((whole.checkpoint / "training.json").read_text())["stages"]
+    assert stage["teacher"]["name"] == stage["arguments"]["teacher"] == taught_by_two
+    assert stage["teacher"]["width"] == [96, 48]
+    for number in (4, 6):
+        shutil.rmtree(folder.state_folder(number))
+    with pytest.raises(ValueError, match=r"teacher is '.*', but the run in"):
+        train(arguments(training_town, tmp_path / "whole", **keys | {"teacher": taught_by_two[0]}, resume=True))
+    train(arguments(training_town, tmp_path / "whole", **keys, resume=True))
+    assert losses(folder.records()) == pytest.approx(found, abs=1e-6)
+
+
+def test_a_photo_that_one_of_the_teachers_lacks_is_shown_to_it(training_town, tmp_path, taught_by_two):
+    keys = DISTILL | {"teacher_sees": "plain", "teacher_cache": str(tmp_path / "kept"), "teacher_dtype": "float32"}
+    train(arguments(training_town, tmp_path / "first", **keys, teacher=taught_by_two[0]))
+    train(arguments(training_town, tmp_path / "both", **keys, teacher=taught_by_two))
+    uncached = {name: value for name, value in keys.items() if name != "teacher_cache"}
+    train(arguments(training_town, tmp_path / "live", **uncached, teacher=taught_by_two))
+    histories = [losses(RunFolder(tmp_path / name).records()) for name in ("both", "live")]
+    assert histories[0] == pytest.approx(histories[1], rel=1e-3)
+
+
+def test_the_command_line_takes_several_teachers(training_town, tmp_path, taught_by_two, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    keys = arguments(training_town, tmp_path / "run", **DISTILL, max_steps=1).to_dict()
+    Path("run.yaml").write_text(json.dumps(keys))  # JSON is YAML
+    assert main(["train", "--config", "run.yaml", "--teacher", *taught_by_two]) == 0
+    (stage,) = json.loads(Path("run/checkpoint/training.json").read_text())["stages"]
+    assert stage["teacher"]["name"] == stage["arguments"]["teacher"] == taught_by_two
+
+
+def test_the_teacher_that_fails_is_named(training_town, tmp_path, taught_by):
+    missing = str(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="nowhere can't be opened as a teacher"):
+        train(arguments(training_town, tmp_path / "run", **DISTILL, teacher=[taught_by, missing]))
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -186,6 +274,9 @@ def test_a_whitened_teacher_is_followed_through_a_projection_and_the_same_after_
         ({"teacher_whitening": 2, "token_weight": 1.0}, "token_weight is 1.0"),
         ({"teacher_sees": "plain", "token_weight": 1.0}, "token_weight is 1.0"),
         ({"teacher_whitening": 1}, "teacher_whitening is 1, but must be at least 2"),
+        ({"teacher": ["one", "two", "one"]}, "teacher names one twice"),
+        ({"teacher": ["one", "two"], "token_weight": 1.0}, "teacher names one, two, but patch tokens"),
+        ({"teacher": {"name": "one"}}, "expects a list of names or text"),
         ({"teacher_sees": "blurred"}, "augmented or plain"),
     ],
 )
@@ -217,8 +308,8 @@ def test_what_comes_out_is_centred_white_and_of_unit_length():
 def test_directions_that_nothing_varies_in_are_refused():
     flat = skewed(width=12)
     flat[..., 4:] = 1.0
-    with pytest.raises(ValueError, match=r"teacher_whitening is 8, .* vary in 4 directions"):
-        Whitening.fit(flat, 8)
+    with pytest.raises(ValueError, match=r"teacher_whitening is 8, .* by mine vary in 4 directions"):
+        Whitening.fit(flat, 8, "mine")
 
 
 def test_it_is_kept_and_read(tmp_path):

@@ -13,7 +13,7 @@ Stage = Literal["distill", "finetune"]
 
 TEACHER_WORDS = (
     "a folder or Hub name of DINOv2 (with or without registers), CricaVPR or D2-VPR, or module:factory for any network "
-    "(see docs/training.md)"
+    "(see docs/training.md); of several the targets stand side by side"
 )
 
 # What may differ when a run goes on: none of it decides a batch or a loss that is still to come.
@@ -91,7 +91,7 @@ class TrainingArguments:
         "eval", "train: BatchNorm of frozen modules goes on following the batches, as in the published recipe", MODEL
     )
 
-    teacher: str | None = key(None, TEACHER_WORDS, TEACHER)
+    teacher: list[str] | str | None = key(None, TEACHER_WORDS, TEACHER)
     teacher_mode: Literal["batch_independent", "place_grouped", "as_published"] = key(
         "batch_independent",
         "whose images a teacher's cross-image encoder sees: none but its own, those of its place, the whole batch",
@@ -186,7 +186,14 @@ class TrainingArguments:
             setattr(self, name, checked(name, getattr(self, name), types[name]))
         if isinstance(self.model_config, str):
             self.model_config = read_model_config(self.model_config)
+        if len(self.teachers) < 2:
+            self.teacher = next(iter(self.teachers), None)
         self.check()
+
+    @property
+    def teachers(self) -> list[str]:
+        """The names of all of them."""
+        return [self.teacher] if isinstance(self.teacher, str) else self.teacher or []
 
     @classmethod
     def names(cls) -> list[str]:
@@ -251,6 +258,13 @@ class TrainingArguments:
             )
         if self.recovery_start == "taught" and self.teacher is None:
             raise ValueError("recovery_start is taught, but there is no teacher. Give one, or pass_through.")
+        if twice := [name for number, name in enumerate(self.teachers) if name in self.teachers[:number]]:
+            raise ValueError(f"teacher names {twice[0]} twice. Name each teacher once.")
+        if len(self.teachers) > 1 and (self.token_weight or self.recovery_start == "taught"):
+            raise ValueError(
+                f"teacher names {', '.join(self.teachers)}, but patch tokens are followed of one teacher alone. Name "
+                "one, or set token_weight to 0 and recovery_start to another than taught."
+            )
         for entry in self.validation:
             if not all(entry.partition("=")):
                 raise ValueError(f"validation has {entry!r}, but expects PROTOCOL=FOLDER, such as folders=data/town.")
@@ -286,7 +300,7 @@ class TrainingArguments:
 class DistillArguments(TrainingArguments):
     """Stage 1: the student learns to give the teacher's descriptors."""
 
-    teacher: str | None = key("facebook/dinov2-base", TEACHER_WORDS, TEACHER)
+    teacher: list[str] | str | None = key("facebook/dinov2-base", TEACHER_WORDS, TEACHER)
 
     stage: Stage = dataclass_field(init=False, default="distill")
 

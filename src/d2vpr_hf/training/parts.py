@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from .keys import refuse_unknown
 from .run import Progress, drafted, versions
 from .schedule import freeze
 from .stages import Student
-from .targets import Targets
+from .targets import Targets, TeacherTargets
 from .teacher_cache import TeacherCache
 from .teachers import Teacher, TeacherNetwork, open_teacher
 
@@ -82,7 +82,7 @@ def describe_stage(
     accelerator: Accelerator,
     places: TrainingPlaces,
     sampler: PlaceSampler,
-    teacher: Teacher | None,
+    teachers: Sequence[Teacher],
 ) -> dict[str, Any]:
     """A stage as the checkpoint's `training.json` has it."""
     best = None
@@ -90,6 +90,10 @@ def describe_stage(
         best = {"step": progress.best_step, "recall": progress.best_recall}
         best |= {"metric": f"recall@{arguments.validation_k}", "validation": arguments.validation[0]}
     of_teacher = ("name", "mode", "width", "version_hash", "dtype")
+    # Of one teacher each fact is a value, of several a list in their order.
+    facts = {name: [getattr(teacher, name) for teacher in teachers] for name in of_teacher}
+    if len(teachers) == 1:
+        facts = {name: values[0] for name, values in facts.items()}
     return {
         "stage": arguments.stage,
         "base_model": arguments.model,
@@ -105,7 +109,7 @@ def describe_stage(
             "dropped_places": sampler.dropped_places,
             "dropped_images": sampler.dropped_images,
         },
-        "teacher": None if teacher is None else {name: getattr(teacher, name) for name in of_teacher},
+        "teacher": facts if teachers else None,
         "arguments": arguments.to_dict(),
         "versions": versions(),
     }
@@ -238,9 +242,9 @@ def make_images(
     plain = None
     if arguments.teacher_sees == "plain":
         plain = TrainingTransform(resized(processor, arguments.teacher_image_size), augmentation="none")
-    if targets.cache is None:
+    if (known := targets.known()) is None:
         return TrainingImages(places, transform, plain=plain)
-    return TrainingImages(places, transform, plain=plain, hashed=True, known=targets.cache.known())
+    return TrainingImages(places, transform, plain=plain, hashed=True, known=known)
 
 
 def make_sampler(arguments: TrainingArguments, places: TrainingPlaces, accelerator: Accelerator) -> PlaceSampler:
@@ -266,21 +270,22 @@ def open_targets(
     """What gives each batch its targets; None where nobody is followed.
 
     Args:
-        network: a teacher in place of the one that the arguments name.
-        dtype: the teacher's arithmetic in place of the one that the arguments name.
+        network: a teacher in place of those that the arguments name.
+        dtype: the teachers' arithmetic in place of the one that the arguments name.
     """
-    if network is None and arguments.teacher is None:
-        return None
-    if isinstance(network, Teacher):
-        teacher = network.to(device)
-    else:
-        source = arguments.teacher if network is None else network
-        dtype = dtype or arguments.teacher_dtype
-        teacher = open_teacher(source, mode=arguments.teacher_mode, device=device, dtype=dtype)
-    cache = None
-    if arguments.teacher_cache is not None:
-        cache = TeacherCache(arguments.teacher_cache, teacher, resized(processor, arguments.teacher_image_size))
-    return Targets(teacher, cache)
+    sources = arguments.teachers if network is None else [network]
+    dtype = dtype or arguments.teacher_dtype
+    members = []
+    for source in sources:
+        if isinstance(source, Teacher):
+            teacher = source.to(device)
+        else:
+            teacher = open_teacher(source, mode=arguments.teacher_mode, device=device, dtype=dtype)
+        cache = None
+        if arguments.teacher_cache is not None:
+            cache = TeacherCache(arguments.teacher_cache, teacher, resized(processor, arguments.teacher_image_size))
+        members.append(TeacherTargets(teacher, cache))
+    return Targets(members) if members else None
 
 
 def make_student(

@@ -33,7 +33,7 @@ from .arguments import FREE_ON_RESUME, TrainingArguments
 ARGUMENTS, VERSIONS, METRICS = "arguments.json", "versions.json", "metrics.jsonl"
 CHECKPOINT, STATES, BEST = "checkpoint", "states", "best"
 PROGRESS, TRACKER = "progress.json", "tracker"
-WHITENING = "teacher_whitening.safetensors"
+WHITENING = "teacher_whitening{}.safetensors"
 # Of a folder in the making, until d2vpr_hf 0.1.
 OLD_DRAFT = ".draft"
 
@@ -58,10 +58,9 @@ class RunFolder:
     def metrics(self) -> Path:
         return self.root / METRICS
 
-    @property
-    def whitening(self) -> Path:
-        """What centres and whitens the teacher's descriptors."""
-        return self.root / WHITENING
+    def whitening(self, number: int = 0) -> Path:
+        """What centres and whitens the descriptors of the teacher with this number."""
+        return self.root / (WHITENING.format("") if number == 0 else WHITENING.format(f"_{number + 1}"))
 
     @property
     def checkpoint(self) -> Path:
@@ -75,7 +74,7 @@ class RunFolder:
     def check_free(self) -> None:
         """Raises FileExistsError if the folder holds a run, or anything else."""
         # A run that never came to its first step has left nothing to lose.
-        begun = {ARGUMENTS, VERSIONS, TRACKER, WHITENING}
+        begun = {ARGUMENTS, VERSIONS, TRACKER, *(path.name for path in self.root.glob(WHITENING.format("*")))}
         if self.root.exists() and (not self.root.is_dir() or {path.name for path in self.root.iterdir()} - begun):
             what = "a training run" if (self.root / ARGUMENTS).is_file() else "files that no training run wrote"
             raise FileExistsError(

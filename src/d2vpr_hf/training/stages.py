@@ -88,13 +88,13 @@ class Distill:
 class Following:
     """The distillation term of either stage."""
 
-    def __init__(self, arguments: TrainingArguments, teacher: Targets) -> None:
-        self.teacher = teacher
+    def __init__(self, arguments: TrainingArguments, targets: Targets) -> None:
+        self.targets = targets
         self.images_per_place = arguments.images_per_place
         self.loss = DistillationLoss(arguments.distillation_loss, arguments.region_weight, arguments.token_weight)
 
     def target(self, batch: TrainingBatch) -> TeacherOutput:
-        return self.teacher.teach_batch(batch, self.images_per_place)
+        return self.targets.teach_batch(batch, self.images_per_place)
 
     def terms(self, output: StudentOutput, target: TeacherOutput) -> dict[str, torch.Tensor]:
         """The loss, and its terms by name."""

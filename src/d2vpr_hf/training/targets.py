@@ -1,4 +1,4 @@
-"""What a student is to give for each photo: its teacher's descriptors, whitened or read from the disk on request."""
+"""What a student is to give for each photo: its teachers' descriptors, whitened or read from the disk on request."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +39,11 @@ class Whitening:
         return self.projection.shape[1]
 
     @classmethod
-    def fit(cls, regional: torch.Tensor, dim: int) -> Self:
+    def fit(cls, regional: torch.Tensor, dim: int, teacher: str = "the teacher") -> Self:
         """The whitening of the photos' (photos, 14, width) regional descriptors to `dim` numbers.
+
+        Args:
+            teacher: its name, for errors.
 
         Raises: ValueError if the descriptors vary in fewer than `dim` directions.
         """
@@ -51,8 +54,8 @@ class Whitening:
         found = int((variances > LEAST_VARIANCE * variances[0]).sum())
         if found < dim:
             raise ValueError(
-                f"teacher_whitening is {dim}, but the teacher's descriptors of {len(regional)} photos vary in {found} "
-                "directions. Lower it, or give more photos."
+                f"teacher_whitening is {dim}, but the descriptors of {len(regional)} photos by {teacher} vary in "
+                f"{found} directions. Lower it, or give more photos."
             )
         projection = directions[:, :dim] / variances[:dim].sqrt()
         return cls(mean.float(), projection.float().contiguous())
@@ -72,8 +75,8 @@ class Whitening:
 
 
 @dataclass
-class Targets:
-    """Targets of each batch.
+class TeacherTargets:
+    """One teacher's targets of each batch.
 
     Attributes:
         teacher: makes them.
@@ -104,11 +107,44 @@ class Targets:
         return TeacherOutput(self.cache.lookup(batch.hashes).to(batch.pixel_values.device))
 
 
-def fit_whitening(targets: Targets, images: TrainingImages, dim: int, seed: int) -> Whitening:
+@dataclass
+class Targets:
+    """Targets of each batch: those of one teacher as they are, of several side by side.
+
+    Of several, each vector is brought to unit length first: a teacher's length would say how much it counts.
+
+    Attributes:
+        members: of each teacher, in the order in which they stand.
+    """
+
+    members: list[TeacherTargets]
+
+    @property
+    def width(self) -> int:
+        """Numbers in each of the 14 vectors of a target."""
+        return sum(member.width for member in self.members)
+
+    @property
+    def teachers(self) -> list[Teacher]:
+        return [member.teacher for member in self.members]
+
+    def known(self) -> frozenset[str] | None:
+        """SHA-256 in hex of the images that no teacher need see; None where nothing is kept."""
+        caches = [member.cache for member in self.members if member.cache is not None]
+        return frozenset.intersection(*(cache.known() for cache in caches)) if caches else None
+
+    def teach_batch(self, batch: TrainingBatch, images_per_place: int) -> TeacherOutput:
+        outputs = [member.teach_batch(batch, images_per_place) for member in self.members]
+        if len(outputs) == 1:
+            return outputs[0]
+        return TeacherOutput(torch.cat([F.normalize(each.regional_descriptors, dim=-1) for each in outputs], dim=-1))
+
+
+def fit_whitening(targets: TeacherTargets, images: TrainingImages, dim: int, seed: int) -> Whitening:
     """The whitening of a teacher's descriptors of up to `FITTED_ON` training photos, drawn by the seed."""
     rows = np.random.default_rng(seed).permutation(len(images))[:FITTED_ON].tolist()
-    found = []
-    for start in tqdm(range(0, len(rows), FITTED_AT_A_TIME), desc="whitening the teacher", unit="batch"):
+    found, name = [], targets.teacher.name
+    for start in tqdm(range(0, len(rows), FITTED_AT_A_TIME), desc=f"whitening {name}", unit="batch"):
         batch = TrainingBatch.of([images[row, seed] for row in rows[start : start + FITTED_AT_A_TIME]])
         found.append(targets.teach_raw(batch, 1).regional_descriptors.cpu())
-    return Whitening.fit(torch.cat(found), dim)
+    return Whitening.fit(torch.cat(found), dim, name)

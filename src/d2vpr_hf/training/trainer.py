@@ -210,8 +210,8 @@ class TrainingLoop:
 
     def save_checkpoint(self, folder: Path) -> None:
         """The model as it is now, with what it was trained on, by what and how far."""
-        teacher = self.targets.teacher if self.targets else None
-        stage = describe_stage(self.arguments, self.progress, self.accelerator, self.places, self.sampler, teacher)
+        teachers = self.targets.teachers if self.targets else []
+        stage = describe_stage(self.arguments, self.progress, self.accelerator, self.places, self.sampler, teachers)
         save_trainee(folder, self.trainee, self.student, self.accelerator, stage)
 
     def save_state(self) -> None:
@@ -219,7 +219,7 @@ class TrainingLoop:
         state = self.folder.state_folder(self.progress.step)
         with drafted(state, self.accelerator) as draft:
             self.accelerator.save_state(str(draft))
-            self.progress.teacher_dtype = self.targets.teacher.dtype if self.targets else None
+            self.progress.teacher_dtype = self.targets.teachers[0].dtype if self.targets else None
             if self.accelerator.is_main_process:
                 self.progress.save(draft)
         if self.accelerator.is_main_process:
@@ -285,7 +285,7 @@ def train(
 
     Args:
         arguments: `DistillArguments` or `FinetuneArguments`, or what `resolve_arguments` makes of a configuration.
-        teacher: in place of the one that the arguments name: a `Teacher`, or any image network as a
+        teacher: in place of those that the arguments name: a `Teacher`, or any image network as a
             `TeacherNetwork`.
         places: training photos in place of those that the arguments name: a `datasets.Dataset` with an image and a
             place column, or what `read_training_places` gives.
@@ -343,12 +343,15 @@ def _prepare(
     if targets and arguments.teacher_whitening is not None:
         # A run that goes on takes the one that it began with.
         if accelerator.is_main_process and not arguments.resume:
-            fit_whitening(targets, images, arguments.teacher_whitening, arguments.seed).save(folder.whitening)
+            for number, member in enumerate(targets.members):
+                fitted = fit_whitening(member, images, arguments.teacher_whitening, arguments.seed)
+                fitted.save(folder.whitening(number))
         accelerator.wait_for_everyone()
-        targets.whitening = Whitening.load(folder.whitening)
+        for number, member in enumerate(targets.members):
+            member.whitening = Whitening.load(folder.whitening(number))
     if state is None and accelerator.is_main_process:
         # Other processes get what is fitted when the student is prepared.
-        model, known = trainee.model.to(accelerator.device), targets.teacher if targets else None
+        model, known = trainee.model.to(accelerator.device), targets.teachers[0] if targets else None
         fit_starts(arguments, model, images, sampler, accelerator.mixed_precision, known)
     accelerator.wait_for_everyone()
     student, frozen = make_student(arguments, trainee, targets.width if targets else None)
@@ -390,8 +393,7 @@ def _announce(loop: TrainingLoop) -> None:
         f"{accelerator.mixed_precision}: {trained} of {everything} parameters trained; batches of {batch}; "
         f"{schedule.steps} steps, {schedule.steps_per_epoch} an epoch."
     )
-    if loop.targets:
-        teacher = loop.targets.teacher
+    for teacher in loop.targets.teachers if loop.targets else ():
         logger.info(f"The teacher is {teacher.name} ({teacher.mode}, {teacher.dtype}).")
     if sampler.dropped_places:
         logger.warning(
