@@ -11,7 +11,7 @@ PACKAGE = Path(d2vpr_hf.__file__).parent
 # From the top down. What stands on one line doesn't know the others of its line.
 ORDER = (
     ("cli", "__main__"),
-    ("hub", "reports"),
+    ("hub", "reports", "export"),
     ("training",),
     ("evaluation",),
     ("protocols",),

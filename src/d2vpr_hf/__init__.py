@@ -25,6 +25,7 @@ _MODULES = {
     "dataset_protocol": "evaluation.protocol",
     "embed_images": "retrieval.embedder",
     "evaluate_protocol": "evaluation.run",
+    "export_model": "export.write",
     "fit_pca": "retrieval.pca",
     "folder_protocol": "evaluation.protocol",
     "index_photos": "retrieval.update",

@@ -23,7 +23,7 @@ from d2vpr_hf.retrieval.embedder import Descriptors
 
 COMMANDS = [
     *("demo", "index", "locate", "embed", "pairs", "evaluate", "verify"),
-    *("reduce", "convert", "cut", "train", "benchmark"),
+    *("reduce", "convert", "cut", "export", "train", "benchmark"),
 ]
 # Two streets 200 m apart with three photos each, 8 m from one another; a degree of latitude is 111 km.
 STREETS = {"north": 47.3720, "south": 47.3702}

@@ -19,7 +19,7 @@ from .parser import CommandParser, UsageError
 # In the order in which a user needs them. Each is a module with add_parser, which imports what is heavy when it runs.
 COMMANDS = (
     "demo", "index", "locate", "embed", "pairs", "evaluate", "verify",
-    "reduce", "convert", "cut", "train", "benchmark", "push",
+    "reduce", "convert", "cut", "export", "train", "benchmark", "push",
 )  # fmt: skip
 
 OK, BAD_INPUT, INTERRUPTED, TERMINATED = 0, 2, 130, 143

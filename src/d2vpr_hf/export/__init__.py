@@ -1,0 +1,1 @@
+"""Models as graphs that run without torch, each measured against the model that it was made of."""
