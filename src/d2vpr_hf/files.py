@@ -137,14 +137,17 @@ def check_free(folder: str | Path, *, overwrite: bool = False) -> None:
 
 
 @contextmanager
-def holding(folder: str | Path) -> Iterator[None]:
+def holding(folder: str | Path, *, wait: float = 0) -> Iterator[None]:
     """Keeps other runs from writing a folder, which is made if it isn't there.
+
+    Args:
+        wait: seconds for which another run may hold it still.
 
     Raises: RuntimeError if another run holds it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    lock = _taken_lock(folder, folder)
+    lock = _taken_lock(folder, folder, wait)
     try:
         yield
     finally:
@@ -222,11 +225,11 @@ def name_key(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-def _taken_lock(place: Path, folder: Path) -> FileLock:
+def _taken_lock(place: Path, folder: Path, wait: float = 0) -> FileLock:
     """The lock that lies in a place, for who writes a folder."""
     lock = FileLock(place / LOCK_FILE)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait)
     except Timeout as error:
         raise RuntimeError(
             f"{folder} is being written by another run. Wait for it to end, or name another folder."

@@ -613,6 +613,32 @@ def test_sigterm_ends_a_run_as_ctrl_c_does_and_the_next_goes_on(photos, model, t
     assert len(Descriptors.load(tmp_path / "rows")) == 6
 
 
+def test_parts_are_embedded_and_joined_to_an_index(photos, model, tmp_path, capsys):
+    rows, options = str(tmp_path / "rows"), ("--model", model, "--device", "cpu")
+    for shard in ("2/4", "1/4", "4/4"):
+        run_json(capsys, "embed", str(photos), rows, "--shard", shard, *options)
+    index = ("index", str(photos), str(tmp_path / "places"), "--from", rows)
+    assert "3/4 (missing)" in fails(capsys, *index)
+    assert main(["embed", str(photos), rows, "--shard", "3/4", *options]) == 0
+    assert ", part 3 of 4 (0 skipped)" in capsys.readouterr().out
+    result = run_json(capsys, *index)
+    assert (result["places"], result["with_coordinates"], result["model_name"]) == (6, 6, model)
+    assert run_json(capsys, "index", str(photos), str(tmp_path / "places"), *options)["kept"] == 6
+    assert "--dim" in fails(capsys, *index, "--dim", "5")
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "x", "3", "1/0", "-1/4", "1/4/4", "1.5/4", "1/100000", ""])
+def test_a_shard_that_is_none(photos, model, tmp_path, capsys, shard):
+    said = fails(capsys, "embed", str(photos), str(tmp_path / "rows"), "--model", model, f"--shard={shard}")
+    assert "must be a part's number, from 1, and the number of parts" in said
+    assert not (tmp_path / "rows").exists()
+
+
+def test_parts_have_no_hloc_file(photos, model, tmp_path, capsys):
+    words = ["embed", str(photos), str(tmp_path / "rows"), "--shard", "1/2", "--format", "hloc"]
+    assert "leave out --format hloc" in fails(capsys, *words)
+
+
 def test_sigterm_is_left_to_programs_that_handle_it(monkeypatch):
     seen = []
     monkeypatch.setattr("d2vpr_hf.cli.convert.run", lambda options: os.kill(os.getpid(), signal.SIGTERM) or 0)

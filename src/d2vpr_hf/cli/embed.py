@@ -13,14 +13,23 @@ from .options import (
     report_skipped,
     skipped_json,
 )
-from .parser import CommandParser, add_command
+from .parser import CommandParser, UsageError, add_command
 
 DESCRIPTION = """\
 Turns every photo of a folder into a descriptor: a row of numbers, alike for photos of the same place.
   d2vpr embed my_photos descriptors --model d2vpr
 
 Interrupted, even by kill -9, it goes on where it stopped when run again. Run again later, it takes up photos that
-were added, changed or removed."""
+were added, changed or removed.
+
+Many photos are shared among processes or machines that see one folder OUT, each with a part of its own:
+  d2vpr embed my_photos descriptors --shard 1/4     (2/4, 3/4 and 4/4 elsewhere, at the same time or later)
+  d2vpr index my_photos places --from descriptors
+Each part goes on by itself when it is run again, and joined they are what one process would have made."""
+
+
+# Whose numbers fit the names of part folders.
+MOST_SHARDS = 99_999
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
@@ -48,6 +57,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         help="folder, or hloc: the HDF5 file of global features that hloc reads, made in one go (default: folder)",
     )
     group.add_argument(
+        "--shard",
+        metavar="K/N",
+        type=_shard,
+        help="embed the K-th of N parts of the photos alone, K from 1 to N, into a folder inside OUT; all parts need "
+        "the same photos, model and N",
+    )
+    group.add_argument(
         "--strict", action="store_true", help="stop at the first photo that can't be used (default: skip and list it)"
     )
     add_json_option(group)
@@ -55,14 +71,27 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     return parser
 
 
+def _shard(text: str) -> tuple[int, int]:
+    number, _, shards = text.partition("/")
+    if not (number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards) <= MOST_SHARDS):
+        raise argparse.ArgumentTypeError(
+            f"{text} must be a part's number, from 1, and the number of parts, up to {MOST_SHARDS}, such as 3/16"
+        )
+    return int(number), int(shards)
+
+
 def run(options: argparse.Namespace) -> int:
     as_hloc = options.format == "hloc"
+    if as_hloc and options.shard:
+        raise UsageError("--shard writes parts into a folder; leave out --format hloc.")
     if as_hloc:
         from ..retrieval.hloc import check_h5py, write_hloc
 
         check_h5py()
     embedder = open_embedder(options.model, options.dim, **embedding_settings(options))
-    descriptors = embedder.embed(options.photos, folder=None if as_hloc else options.out, strict=options.strict)
+    descriptors = embedder.embed(
+        options.photos, folder=None if as_hloc else options.out, shard=options.shard, strict=options.strict
+    )
     report_skipped(descriptors.skipped)
     if as_hloc:
         photos = Path(options.photos)
@@ -79,5 +108,8 @@ def run(options: argparse.Namespace) -> int:
         }
         print_json(result)
     else:
-        print(f"{rows} photos embedded, {dim} numbers each, in {options.out} ({len(descriptors.skipped)} skipped)")
-    return 0 if rows else 1
+        part = f", part {options.shard[0]} of {options.shard[1]}" if options.shard else ""
+        print(
+            f"{rows} photos embedded, {dim} numbers each, in {options.out}{part} ({len(descriptors.skipped)} skipped)"
+        )
+    return 0 if rows or options.shard else 1  # a part may hold no photo that can be used

@@ -14,7 +14,7 @@ from .options import (
     report_skipped,
     skipped_json,
 )
-from .parser import CommandParser, add_command
+from .parser import CommandParser, UsageError, add_command
 
 DESCRIPTION = """\
 Learns the places of your photos: embeds them and writes an index that `d2vpr locate` asks.
@@ -43,19 +43,31 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         metavar="TABLE",
         help="CSV or Parquet with the columns path (relative to PHOTOS), lat and lon (degrees, WGS84)",
     )
+    group.add_argument(
+        "--from",
+        dest="embedded",
+        metavar="OUT",
+        help="take the descriptors that `d2vpr embed PHOTOS OUT` wrote, in parts or not, and load no model; parts that "
+        "are missing or unfinished are named",
+    )
     add_json_option(group)
     add_model_options(parser)
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.embedded is not None and options.dim is not None:
+        raise UsageError("--dim is that of the descriptors of --from. Leave one of them out.")
     from ..photos.folder import read_photo_folder
 
     # Absolute, so that the pictures of `d2vpr locate` find the photos from any working directory.
     photos = read_photo_folder(Path(options.photos).absolute(), positions=options.positions)
-    embedder = open_embedder(options.model, options.dim, **embedding_settings(options))
-    from ..retrieval.update import index_photos
+    from ..retrieval.update import EmbeddedPhotos, index_photos
 
+    if options.embedded is not None:
+        embedder = EmbeddedPhotos(photos, options.embedded)
+    else:
+        embedder = open_embedder(options.model, options.dim, **embedding_settings(options))
     update = index_photos(photos, options.places, embedder)
     report_skipped(update.skipped)
     index = update.index

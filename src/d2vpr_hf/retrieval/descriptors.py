@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..files import TEMPORARY_SUFFIX, holding, refuse_strangers, replace_file, replacing
+from .provenance import differences, read_about
+from .shards import MANIFEST_FILE, check_parts, part_folder, read_manifest
 from .similarity import release_pages
 
 logger = logging.getLogger(__name__)
@@ -40,8 +42,6 @@ _JOINED_TABLE = "joined.parquet"
 # What is known of a file, so that it is known again: size, time of the last change, time of the last change of anything
 # (its name too), and its number in the file system.
 STATE_COLUMNS = ("size_bytes", "mtime_ns", "ctime_ns", "inode")
-# What must be equal for rows to stand side by side, and how an error calls it.
-_PROVENANCE = {"weight_hash": "weights or descriptor_dim (--dim)", "processor": "processor", "dtype": "dtype"}
 
 
 class DamagedRows(ValueError):  # noqa: N818 - reads as what it is
@@ -62,6 +62,8 @@ class Descriptors:
         states: (rows, 4) int64 of each file when it was read (see `file_states`); None where nobody knows.
         processor: the settings of the processor; None where nobody knows.
         dtype: of the arithmetic; None where nobody knows.
+        names: (rows) each photo's path below the folder that was embedded, or its whole path where there was none; None
+            unless they were read from a folder.
     """
 
     vectors: np.ndarray
@@ -72,6 +74,7 @@ class Descriptors:
     states: np.ndarray | None = None
     processor: dict[str, Any] | None = None
     dtype: str | None = None
+    names: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -80,10 +83,13 @@ class Descriptors:
     def load(cls, folder: str | Path) -> Self:
         """The descriptors that a finished run wrote to a folder; their vectors stay on disk.
 
-        Raises: FileNotFoundError or ValueError if the folder holds no finished run, or its files don't belong
-            together.
+        Those that were embedded in parts (`shard`) are joined in memory, in the order of the whole list.
+
+        Raises: FileNotFoundError or ValueError if the folder holds no finished run, its files don't belong together,
+            or its parts aren't the whole list.
         """
-        vectors, keys, about = DescriptorFolder.read_finished(Path(folder))
+        sharded = (Path(folder) / MANIFEST_FILE).is_file()
+        vectors, keys, about = (_read_parts if sharded else DescriptorFolder.read_finished)(Path(folder))
         return cls(
             vectors,
             list(keys.paths),
@@ -93,6 +99,7 @@ class Descriptors:
             keys.states,
             about["processor"],
             about["dtype"],
+            list(keys.names),
         )
 
 
@@ -118,14 +125,6 @@ def same_file(state: Sequence[int], other: Sequence[int]) -> bool:
         return False
     unknown = -1 in (*state[2:], *other[2:])
     return unknown or state[2] == other[2] or state[3] == other[3]
-
-
-def difference(there: Any, now: Any) -> str:
-    """Two settings that differ, in short: of dicts the entries that differ, of hashes the first digits."""
-    if isinstance(there, dict) and isinstance(now, dict):
-        names = [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
-        return "; ".join(f"{name} {there.get(name)!r}, now {now.get(name)!r}" for name in names)
-    return f"{str(there)[:8]}, now {str(now)[:8]}"
 
 
 @dataclass(frozen=True)
@@ -360,7 +359,7 @@ class DescriptorFolder:
                 raise FileNotFoundError(
                     f"{folder} has no {name}, so it holds no finished run. Run the same command again to finish it."
                 )
-        about = _read_about(folder / ABOUT_FILE)
+        about = read_about(folder / ABOUT_FILE)
         joined, before = folder / PARTS_FOLDER / _JOINED_TABLE, file_states([folder / TABLE_FILE])
         # Vectors take their place a moment before their table: in between, the two are of different runs.
         whole = not joined.exists()
@@ -413,14 +412,9 @@ class DescriptorFolder:
         return found
 
     def _refuse_other_maker(self, file: RowFile) -> None:
-        found = [
-            f"{called} {difference(file.about.get(entry), self.about.get(entry))}"
-            for entry, called in _PROVENANCE.items()
-            if file.about.get(entry) != self.about.get(entry)
-        ]
-        if found:
+        if found := differences(file.about, self.about):
             raise ValueError(
-                f"{self.folder} holds descriptors made with other settings: {', '.join(found)}. Rows of both can't be "
+                f"{self.folder} holds descriptors made with other settings: {found}. Rows of both can't be "
                 "mixed. Name another folder, or remove this one to embed everything anew."
             )
 
@@ -443,23 +437,24 @@ class DescriptorFolder:
             yield block
 
 
-def _read_about(path: Path) -> dict[str, Any]:
-    """What `descriptors.json` says, with all that `Descriptors.load` takes from it."""
-    remedy = "Run the same command again to write it anew."
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} isn't JSON in UTF-8 ({error}): it is truncated or was changed. {remedy}") from error
-    kinds = {"model_name": str, "weight_hash": str, "processor": dict | None, "dtype": str | None, "skipped": list}
-    wrong = [
-        name
-        for name, kind in kinds.items()
-        if not isinstance(about, dict) or name not in about or not isinstance(about[name], kind)
-    ]
-    pairs = [] if wrong else about["skipped"]
-    if wrong or not all(isinstance(each, list) and [type(text) for text in each] == [str, str] for each in pairs):
-        raise ValueError(f"{path} has no usable {', '.join(wrong) or 'skipped'}. {remedy}")
-    return about
+def _read_parts(folder: Path) -> tuple[np.ndarray, RowKeys, dict[str, Any]]:
+    """What `DescriptorFolder.read_finished` gives, of parts that together are the whole list."""
+    manifest, parts = read_manifest(folder), []
+    for number in range(1, manifest.shards + 1):
+        try:
+            parts.append(DescriptorFolder.read_finished(part_folder(folder, number, manifest.shards)))
+        except FileNotFoundError:
+            parts.append(None)
+    check_parts(folder, [part and (part[1].names, part[2]) for part in parts])
+    keys = RowKeys.concatenate([keys for _, keys, _ in parts])
+    dim = max(vectors.shape[1] for vectors, _, _ in parts)  # a part without rows may not know it
+    joined, row = np.empty((len(keys), dim), np.float32), 0
+    for vectors in [vectors for vectors, _, _ in parts if len(vectors)]:
+        joined[row : row + len(vectors)] = vectors
+        row += len(vectors)
+        release_pages(vectors)
+    skipped = [each for _, _, about in parts for each in about["skipped"]]
+    return joined, keys, {**parts[0][2], "skipped": skipped}
 
 
 def _mapped(path: Path) -> np.ndarray:

@@ -28,6 +28,7 @@ from ..photos.dataset import ImageRows
 from ..photos.folder import list_images
 from ..photos.images import UnreadableImage, open_image
 from .descriptors import DescriptorFolder, Descriptors, RowKeys, file_states
+from .shards import check_shard, claim_part
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -141,6 +142,7 @@ class Embedder:
         images: "str | Path | Image.Image | np.ndarray | Sequence[str | Path | Image.Image | np.ndarray] | Dataset",
         *,
         folder: str | Path | None = None,
+        shard: tuple[int, int] | None = None,
         strict: bool = False,
         progress: bool = True,
     ) -> Descriptors:
@@ -151,12 +153,18 @@ class Embedder:
                 sequence of these, or a `datasets.Dataset` with an image column.
             folder: write the rows here as they come, and map them from there in the end. Run again, only photos
                 that are new or changed since are embedded. Takes files only.
+            shard: embed one part of the list alone, (3, 16) for the third of sixteen, into a part folder of `folder`;
+                `Descriptors.load` joins them when all are there.
             strict: raise on the first image that can't be used instead of skipping it.
             progress: show a bar on stderr.
 
         Raises: UnreadableImage (strict only) naming the file; TypeError for inputs of other kinds; ValueError for a
             `folder` of other weights, processor or dtype; RuntimeError if another run is writing to it.
         """
+        if shard is not None:
+            check_shard(shard)
+            if folder is None:
+                raise ValueError("shard was given without the folder that takes the parts.")
         source = _as_images(images)
         if folder is not None and source.keys is None:
             raise ValueError(
@@ -165,12 +173,11 @@ class Embedder:
             )
         self._hashed = None
         run = _Run(source, self, strict, progress)
-        result = _embed_to_memory(run) if folder is None else _embed_to_folder(run, Path(folder))
+        result = _embed_to_memory(run) if folder is None else _embed_to_folder(run, Path(folder), shard)
         if result.skipped:
             path, reason = result.skipped[0]
-            logger.warning(
-                "%d of %d images skipped, such as %s: %s.", len(result.skipped), len(source.names), path, reason
-            )
+            count, total = len(result.skipped), len(result) + len(result.skipped)
+            logger.warning("%d of %d images skipped, such as %s: %s.", count, total, path, reason)
         return result
 
     def _weights_state(self) -> list[Any]:
@@ -250,9 +257,10 @@ class _Run:
     progress: bool
     skipped: list[tuple[str, str]] = field(default_factory=list)
 
-    def batches(self, rows: Sequence[int], device: torch.device) -> Iterator[tuple[list[int], np.ndarray]]:
+    def batches(
+        self, rows: Sequence[int], device: torch.device, done: int = 0
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
         """The row numbers and (rows, dim) float32 descriptors of one batch after the other."""
-        done = len(self.source.names) - len(rows)
         bar = tqdm(
             desc="embedding",
             total=done + len(rows),
@@ -364,20 +372,20 @@ def _embed_to_memory(run: _Run) -> Descriptors:
     return Descriptors(vectors[: len(kept)], paths, _in_order(run), *about, states, *settings)
 
 
-def _embed_to_folder(run: _Run, folder: Path) -> Descriptors:
+def _embed_to_folder(run: _Run, folder: Path, shard: tuple[int, int] | None) -> Descriptors:
     embedder, keys = run.embedder, run.source.keys
-    about = {
-        "model_name": embedder.name,
-        "weight_hash": embedder.weight_hash,
-        "processor": embedder.processor_settings,
-        "dtype": embedder.dtype,
-    }
+    about = {"model_name": embedder.name, "weight_hash": embedder.weight_hash}
+    about |= {"processor": embedder.processor_settings, "dtype": embedder.dtype}
+    wanted = list(range(len(keys)))
+    if shard is not None:
+        folder, wanted = claim_part(folder, shard, embedder.batch_size, keys.names, about)
     with DescriptorFolder(folder, about) as store:
-        todo = store.missing(keys)
-        with _evaluating(embedder) as where, closing(run.batches(todo, where)) as batches:
+        todo = [wanted[row] for row in store.missing(keys[wanted])]
+        done = len(wanted) - len(todo)
+        with _evaluating(embedder) as where, closing(run.batches(todo, where, done)) as batches:
             for rows, found in batches:
                 store.add(keys[rows], found)
-        store.finish(keys, _in_order(run), embedder.descriptor_dim)
+        store.finish(keys[wanted], _in_order(run), embedder.descriptor_dim)
     return Descriptors.load(folder)
 
 

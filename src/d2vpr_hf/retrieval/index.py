@@ -13,8 +13,9 @@ import pandas as pd
 from ..files import holding, text_to_path
 from ..messages import first_few
 from ..photos.positions import Positions, distances_m
-from .descriptors import STATE_COLUMNS, Descriptors, difference, file_states
+from .descriptors import STATE_COLUMNS, Descriptors, file_states
 from .index_folder import PLACES_SCHEMA, read_index_folder, write_index_folder
+from .provenance import difference
 from .similarity import Metric, metric_of, rows_without_meaning
 from .stores import DEFAULT_STORES, store_class
 from .stores.base import VectorStore

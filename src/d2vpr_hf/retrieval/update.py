@@ -1,12 +1,15 @@
 """Brings an index folder up to date with a folder of photos, embedding only what it doesn't hold yet."""
 
+import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
 from ..files import holding, path_to_text, refuse_strangers
+from ..messages import first_few
 from ..photos.folder import PhotoFolder
 from ..photos.positions import Positions
 from .descriptors import STATE_COLUMNS, Descriptors, file_states, same_file
@@ -37,10 +40,57 @@ class IndexUpdate:
     skipped: list[tuple[str, str]]
 
 
+class EmbeddedPhotos:
+    """Takes the place of an embedder for photos that were embedded before: gives their rows and runs no model.
+
+    Photos are known by their path below the folder, so that it may be mounted elsewhere than where they were embedded.
+
+    Args:
+        photos: the folder as it is now.
+        folder: where `Embedder.embed` wrote its descriptors, in parts or not.
+
+    Raises: FileNotFoundError or ValueError as `Descriptors.load`; ValueError if photos have no descriptor there or
+        were changed since.
+    """
+
+    def __init__(self, photos: PhotoFolder, folder: str | Path) -> None:
+        self._held = held = Descriptors.load(folder)
+        self.name, self.weight_hash, self.dtype = held.model_name, held.weight_hash, held.dtype
+        self.descriptor_dim, self.processor_settings = held.vectors.shape[1], held.processor
+        row_of = {name.replace(os.sep, "/"): row for row, name in enumerate(held.names)}
+        # What was skipped is told by the path it was given as, whose end is the path below the folder.
+        reasons = {"/".join(parts[at:]): why for parts, why in _parts(held.skipped) for at in range(len(parts))}
+        self._rows: dict[Path, int] = {}
+        self._skipped: dict[Path, str] = {}
+        unknown = []
+        for path, name in zip(photos.paths, photos.names, strict=True):
+            row = row_of.get(name, row_of.get(path_to_text(path.absolute()).replace(os.sep, "/")))
+            if row is not None and same_file(held.states[row].tolist(), file_states([path])[0].tolist()):
+                self._rows[path] = row
+            elif row is None and name in reasons:
+                self._skipped[path] = reasons[name]
+            else:
+                unknown.append(name)
+        if unknown:
+            raise ValueError(
+                f"{len(unknown)} of {len(photos)} photos have no descriptor in {folder}, or were changed since: "
+                f"{first_few(unknown)}. Embed them first, by the command that made it."
+            )
+
+    def embed(self, images: list[Path], **_: Any) -> Descriptors:
+        """The rows of some of the photos."""
+        held, kept = self._held, [path for path in images if path in self._rows]
+        rows = [self._rows[path] for path in kept]
+        skipped = [(path_to_text(path), self._skipped[path]) for path in images if path in self._skipped]
+        vectors = held.vectors if rows == list(range(len(held))) else held.vectors[rows]
+        about = self.name, self.weight_hash, held.states[rows], self.processor_settings, self.dtype
+        return Descriptors(vectors, [path_to_text(path) for path in kept], skipped, *about)
+
+
 def index_photos(
     photos: PhotoFolder,
     places: str | Path,
-    embedder: Embedder,
+    embedder: Embedder | EmbeddedPhotos,
     *,
     progress: bool = True,
 ) -> IndexUpdate:
@@ -53,7 +103,7 @@ def index_photos(
     Args:
         photos: the photos and where they were taken.
         places: the index folder.
-        embedder: the model and how it runs.
+        embedder: the model and how it runs, or the photos' descriptors of before.
         progress: show a bar on stderr.
 
     Raises: ValueError if the folder holds an index of other weights or settings, or if no photo can be used;
@@ -65,7 +115,7 @@ def index_photos(
         return _updated(photos, places, embedder, progress)
 
 
-def _updated(photos: PhotoFolder, places: Path, embedder: Embedder, progress: bool) -> IndexUpdate:
+def _updated(photos: PhotoFolder, places: Path, embedder: Embedder | EmbeddedPhotos, progress: bool) -> IndexUpdate:
     partial = places / PARTIAL_FOLDER
     paths = [path_to_text(path) for path in photos.paths]
     row_of = {path: row for row, path in enumerate(paths)}
@@ -100,7 +150,7 @@ def _updated(photos: PhotoFolder, places: Path, embedder: Embedder, progress: bo
     return IndexUpdate(index, 0 if new is None else len(new.paths), len(held), removed, skipped)
 
 
-def _load_index(places: Path, embedder: Embedder) -> PlaceIndex | None:
+def _load_index(places: Path, embedder: Embedder | EmbeddedPhotos) -> PlaceIndex | None:
     """The index that the folder holds; None where there is none yet."""
     if not (places / SETTINGS_FILE).is_file():
         return None
@@ -119,6 +169,11 @@ def _up_to_date(index: PlaceIndex, photos: PhotoFolder, row_of: dict[str, int]) 
     same = np.array([same_file(then, now) and -1 not in now for then, now in pairs], bool)
     table.loc[wanted[same], columns] = states[same]
     return np.isin(np.arange(len(table)), wanted[same])
+
+
+def _parts(skipped: list[tuple[str, str]]) -> list[tuple[tuple[str, ...], str]]:
+    """The parts of each path, and the reason."""
+    return [(PurePath(path).parts, reason) for path, reason in skipped]
 
 
 def _positions(photos: PhotoFolder, paths: list[str], row_of: dict[str, int]) -> Positions:
