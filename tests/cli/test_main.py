@@ -627,7 +627,7 @@ def test_parts_are_embedded_and_joined_to_an_index(photos, model, tmp_path, caps
     assert "--dim" in fails(capsys, *index, "--dim", "5")
 
 
-@pytest.mark.parametrize("shard", ["0/4", "5/4", "x", "3", "1/0", "-1/4", "1/4/4", "1.5/4", "1/100000", ""])
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "x", "3", "1/0", "-1/4", "1/4/4", "1.5/4", "1/100000", "/"])
 def test_a_shard_that_is_none(photos, model, tmp_path, capsys, shard):
     said = fails(capsys, "embed", str(photos), str(tmp_path / "rows"), "--model", model, f"--shard={shard}")
     assert "must be a part's number, from 1, and the number of parts" in said
