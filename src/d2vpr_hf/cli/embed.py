@@ -28,10 +28,6 @@ Many photos are shared among processes or machines that see one folder OUT, each
 Each part goes on by itself when it is run again, and joined they are what one process would have made."""
 
 
-# Whose numbers fit the names of part folders.
-MOST_SHARDS = 99_999
-
-
 def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
     parser = add_command(
         subparsers,
@@ -72,6 +68,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 
 
 def _shard(text: str) -> tuple[int, int]:
+    from ..retrieval.shards import MOST_SHARDS
+
     number, _, shards = text.partition("/")
     if not (number.isdecimal() and shards.isdecimal() and 1 <= int(number) <= int(shards) <= MOST_SHARDS):
         raise argparse.ArgumentTypeError(

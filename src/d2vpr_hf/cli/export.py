@@ -2,7 +2,7 @@
 
 import argparse
 
-from .options import add_json_option, note, print_json, quieten_transformers, whole_number
+from .options import add_dim_option, add_json_option, note, open_embedder, print_json, whole_number
 from .parser import CommandParser, add_command
 
 DESCRIPTION = """\
@@ -35,12 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
         type=whole_number(1),
         help="height and width of the images in pixels, a multiple of 14 (default: the processor's)",
     )
-    group.add_argument(
-        "--dim",
-        metavar="N",
-        type=whole_number(1),
-        help="numbers in a descriptor, of a checkpoint that gives several (default: the checkpoint's own)",
-    )
+    add_dim_option(group)
     group.add_argument(
         "--calibration",
         metavar="FOLDER",
@@ -51,13 +46,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> CommandParser:
 
 
 def run(options: argparse.Namespace) -> int:
-    note(f"loading the model {options.name} ...")
     from ..export.write import check_installed, export_model
-    from ..retrieval.embedder import Embedder
 
     check_installed()
-    quieten_transformers()
-    embedder = Embedder.from_pretrained(options.name, dim=options.dim)
+    embedder = open_embedder(options.name, options.dim)
     note("exporting it, and comparing it on photos ...")
     record = export_model(embedder, options.out, size=options.size, calibration=options.calibration)
     if options.json:

@@ -91,6 +91,18 @@ def add_dtype_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
+def add_dim_option(parser: argparse._ActionsContainer, otherwise: str = "the checkpoint's own") -> None:
+    """`--dim`, how many numbers a nested head gives."""
+    parser.add_argument(
+        "--dim",
+        metavar="N",
+        type=whole_number(1),
+        help="numbers in a descriptor, of a checkpoint that was trained to give several (a nested head, "
+        "nested_dims in its config.json), such as 512 or 256: fewer take less memory and time to search, and cost "
+        f"some recall; an index and its queries need the same (default: {otherwise})",
+    )
+
+
 def add_model_options(
     parser: argparse.ArgumentParser,
     default: str | None = DEFAULT_MODEL,
@@ -111,14 +123,7 @@ def add_model_options(
         f"(default: {default_words or default})",
     )
     if dim_words is not None:
-        group.add_argument(
-            "--dim",
-            metavar="N",
-            type=whole_number(1),
-            help="numbers in a descriptor, of a checkpoint that was trained to give several (a nested head, "
-            "nested_dims in its config.json), such as 512 or 256: fewer take less memory and time to search, and cost "
-            f"some recall; an index and its queries need the same (default: {dim_words})",
-        )
+        add_dim_option(group, dim_words)
     add_device_option(group)
     add_dtype_option(group)
     group.add_argument(

@@ -374,8 +374,12 @@ def _embed_to_memory(run: _Run) -> Descriptors:
 
 def _embed_to_folder(run: _Run, folder: Path, shard: tuple[int, int] | None) -> Descriptors:
     embedder, keys = run.embedder, run.source.keys
-    about = {"model_name": embedder.name, "weight_hash": embedder.weight_hash}
-    about |= {"processor": embedder.processor_settings, "dtype": embedder.dtype}
+    about = {
+        "model_name": embedder.name,
+        "weight_hash": embedder.weight_hash,
+        "processor": embedder.processor_settings,
+        "dtype": embedder.dtype,
+    }
     wanted = list(range(len(keys)))
     if shard is not None:
         folder, wanted = claim_part(folder, shard, embedder.batch_size, keys.names, about)

@@ -15,6 +15,8 @@ from ..messages import first_few
 from .provenance import differences
 
 MANIFEST_FILE = "shards.json"
+# Whose numbers fit the names of part folders.
+MOST_SHARDS = 99_999
 # How long a process waits for others that start in the same moment and compare their lists.
 _PATIENCE_S = 300.0
 _ANEW = "Name another folder, or remove this one to embed everything anew."
@@ -52,7 +54,7 @@ def part_folder(folder: Path, number: int, shards: int) -> Path:
 def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
     """Raises: ValueError unless it is a part's number, counted from 1, and the number of parts."""
     whole = isinstance(shard, Sequence) and [type(each) for each in shard] == [int, int]
-    if not whole or not 1 <= shard[0] <= shard[1] < 100_000:
+    if not whole or not 1 <= shard[0] <= shard[1] <= MOST_SHARDS:
         raise ValueError(
             f"shard is {shard!r}, but must be a part's number, counted from 1, and the number of parts: (3, 16), say."
         )
